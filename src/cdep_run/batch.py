@@ -1,0 +1,39 @@
+"""What a data set hands to a penalty: inputs, labels and the feature groups that must not matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""A rectangle on the last two input dimensions: top, bottom, left, right; half-open, in pixels."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Knowledge about feature groups of a batch of N examples, G groups each.
+
+    Attributes:
+        mask: bool `[N or 1, G, *features]`, True inside the group; the feature dimensions
+            broadcast to those of one input (`[1, G, 1, 28, 28]` for images, `[N, G, T]` for tokens).
+        boxes: for each group the boxes that hold every True of the mask, for every example of the
+            batch. They are plain integers known on the host, so that the engine can work inside
+            them without asking the device. None: unknown, the engine works on the whole input.
+        targets: float `[G]`, the wanted share of each group in [0, 1]. None: 0, must not matter.
+        annotated: bool `[N]`, which examples carry knowledge. None: all of them.
+    """
+
+    mask: Tensor
+    boxes: tuple[tuple[Box, ...], ...] | None = None
+    targets: Tensor | None = None
+    annotated: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples: `inputs` `[N, ...]`, `labels` int64 `[N]`, and `groups` if known."""
+
+    inputs: Tensor
+    labels: Tensor
+    groups: Groups | None = None
