@@ -1,0 +1,130 @@
+"""`decompose`: run a model on a pair and read off what a feature group contributed to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdep_run.batch import Box
+from cdep_run.cd.pair import Pair, Part
+from cdep_run.cd.registry import MissingRuleError, use_variants
+from cdep_run.cd.windows import Windows
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """β and γ of the model's output: `relevant + irrelevant` is the output, for every group.
+
+    Attributes:
+        relevant: `[N, G, C]`, what each of G groups contributed; `[N, C]` if the mask had no group
+            axis. In the output's unit (logits).
+        irrelevant: the rest, of the same shape.
+    """
+
+    relevant: Tensor
+    irrelevant: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The model's output, `[N, C]`."""
+        total = self.relevant + self.irrelevant
+        return total[:, 0] if total.dim() == 3 else total
+
+
+def decompose(
+    model: nn.Module,
+    x: Tensor,
+    mask: Tensor,
+    *,
+    boxes: Sequence[Sequence[Box]] | None = None,
+    rules: Mapping[str, str] | None = None,
+) -> Decomposition:
+    """Contextual decomposition of `model(x)` into the part due to feature groups and the rest.
+
+    The model's own forward runs once, on a `Pair`; every torch function it calls is replaced by its
+    rule. The model is left as one plain forward pass leaves it. Differentiable in the parameters.
+    Sources: Murdoch et al. 2018, Singh et al. 2019, Rieger et al. 2019 (arXiv:1909.13584).
+
+    Args:
+        model: any module whose forward maps `x` to `[N, C]`.
+        x: `[N, *features]`, float, or int token ids.
+        mask: bool `[N or 1, *features]` (one group) or `[N or 1, G, *features]`, True inside the
+            group; feature dimensions of size 1 broadcast.
+        boxes: for image-shaped `x` `[N, C, H, W]`, per group the boxes (top, bottom, left, right)
+            outside which the mask is False in every example; the result is the same, sooner.
+        rules: variants of rules by name, such as `{"relu": "symmetric"}`.
+
+    Returns:
+        `Decomposition`, `[N, G, C]`, or `[N, C]` for a mask without a group axis.
+
+    Raises:
+        MissingRuleError: the forward uses an op without a rule; names the op and the module.
+        ValueError: the mask does not fit `x`, or the model's output is not `[N, C]`.
+    """
+    grouped, masks = _groups_first(x, mask)
+    if boxes is not None and len(boxes) != len(masks):
+        raise ValueError(f"boxes are given for {len(boxes)} groups, the mask has {len(masks)}")
+    parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
+    try:
+        with use_variants(rules or {}):
+            output = model(Pair(x, parts))
+    except MissingRuleError as error:
+        if error.module_path is not None:
+            raise
+        raise MissingRuleError(error.name, _module_path(model, error)) from None
+    if not isinstance(output, Pair) or output.total.dim() != 2:
+        what = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model's output must be logits [N, C], got {what}")
+    relevant = torch.stack(tuple(output.dense()), 1)
+    irrelevant = output.total.unsqueeze(1) - relevant
+    return Decomposition(relevant, irrelevant) if grouped else Decomposition(
+        relevant[:, 0], irrelevant[:, 0]
+    )
+
+
+def _groups_first(x: Tensor, mask: Tensor) -> tuple[bool, tuple[Tensor, ...]]:
+    """Whether the mask has a group axis, and one mask `[N or 1, *features]` a group; checked."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"the mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}; "
+            "write mask.bool() or mask > 0"
+        )
+    if mask.device != x.device:
+        raise ValueError(f"the mask is on {mask.device}, the inputs are on {x.device}; move one")
+    grouped = mask.dim() == x.dim() + 1
+    masks = mask.unbind(1) if grouped else (mask,)
+    fits = masks and masks[0].dim() == x.dim() and all(
+        m in (1, n) for m, n in zip(masks[0].shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask is {list(mask.shape)}, inputs are {list(x.shape)}: it must be "
+            "[N or 1, *features] or [N or 1, groups, *features]; a mask without a batch axis "
+            "wants mask[None], one without a channel axis mask[:, None]"
+        )
+    return grouped, masks
+
+
+def _part(x: Tensor, mask: Tensor, boxes: Sequence[Box] | None) -> Part:
+    """The relevant part of the input: x inside the group, 0 outside; of token ids the mask."""
+    if not x.is_floating_point():
+        return mask.expand_as(x)
+    if boxes and x.dim() == 4 and (windows := Windows.cut(x, boxes)) is not None:
+        plane = mask.expand(*mask.shape[:2], *x.shape[-2:])
+        return windows.map(lambda rel, inside: rel * inside, plane.expand(x.shape[0], -1, -1, -1))
+    return x * mask
+
+
+def _module_path(model: nn.Module, error: BaseException) -> str:
+    """Name of the innermost submodule whose forward was running when `error` was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    path, traceback = "", error.__traceback__
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        path = names.get(id(owner), path) if isinstance(owner, nn.Module) else path
+        traceback = traceback.tb_next
+    return path

@@ -1,0 +1,103 @@
+"""The pair (total, relevant) that travels through a model's own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdep_run.cd import registry
+from cdep_run.cd.windows import Windows
+
+Part = Tensor | Windows
+
+
+class Pair(torch.Tensor):
+    """A tensor together with what each of G feature groups contributed to it.
+
+    To a model it is a tensor of the total's shape; every torch function that meets it is handed to
+    the rule registered for it (`__torch_function__`). The irrelevant part is never stored:
+    γ = total − β.
+
+    Attributes:
+        total: the ordinary activation β + γ. Of an integer input (token ids) it is the ids.
+        parts: G relevant parts β, one a feature group, each of the total's shape, or `Windows` when
+            β is known to be zero outside some rectangles. For an integer input: the bool masks.
+    """
+
+    total: Tensor
+    parts: tuple[Part, ...]
+    _aliased: bool  # shares memory with another Pair, so that in-place writes must reach both
+
+    @staticmethod
+    def __new__(cls, total: Tensor, parts: tuple[Part, ...]) -> Pair:
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, total.shape, dtype=total.dtype, device=total.device
+        )
+        self.total, self.parts, self._aliased = total, parts, False
+        return self
+
+    def map(
+        self, total: Tensor, fn: Callable[..., Tensor], *context: Tensor, local: bool = False
+    ) -> Pair:
+        """The pair of `total` and `fn(relevant, *context)` for each group.
+
+        Args:
+            total: the op's ordinary result.
+            fn: the relevant part's rule, from tensor to tensor.
+            context: further tensors of the relevant part's shape that `fn` needs.
+            local: `fn` works element by element and gives 0 wherever the relevant part is 0; then
+                a part that is zero outside some windows is computed inside them only.
+        """
+        if local:
+            return Pair(total, tuple(
+                part.map(fn, *context) if isinstance(part, Windows) else fn(part, *context)
+                for part in self.parts
+            ))
+        return Pair(total, tuple(fn(part, *context) for part in self.dense()))
+
+    def dense(self) -> Iterator[Tensor]:
+        """The relevant parts as ordinary tensors of the total's shape, one a group."""
+        return (part.dense() if isinstance(part, Windows) else part for part in self.parts)
+
+    def _write(self, result: Pair) -> Pair:
+        """Take over `result`, as an in-place op does; views of the same memory see it too."""
+        if self._aliased:
+            self.total.copy_(result.total)
+            for mine, new in zip(self.dense(), result.dense(), strict=True):
+                mine.copy_(new)
+        else:
+            self.total, self.parts = result.total, result.parts
+        return self
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Pair(total={self.total!r}, groups={len(self.parts)})"
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs) if kwargs else {}
+        rule, func, in_place = registry.find(func)
+        in_place = kwargs.pop("inplace", False) or in_place
+        result = rule(func, *args, **kwargs)
+        if in_place and isinstance(args[0], Pair):
+            return args[0]._write(result)
+        return result
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        # Only code that bypasses __torch_function__ (scripted modules, C++ extensions) gets here.
+        raise registry.MissingRuleError(f"{func} (called from compiled or scripted code)")
+
+
+def total_of(value: Any) -> Any:
+    """`value` with every `Pair` in it, also inside lists, tuples and dicts, made its total."""
+    if isinstance(value, Pair):
+        return value.total
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        items = [total_of(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: total_of(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,132 @@
+"""Which rule decomposes which torch function, and which named variant of a rule is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Rule = Callable[..., Any]
+
+_RULES: dict[Callable, Rule] = {}
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn, torch.linalg)
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    # ReLU(β), as in ACD and in the published CDEP code | ½[f(β) + f(β+γ) − f(γ)], Shapley form
+    "relu": ("asymmetric", "symmetric"),
+}
+"""Rules of which the literature knows several forms; the first name is the default."""
+
+_variants: ContextVar[Mapping[str, str]] = ContextVar("variants", default={})
+
+
+class MissingRuleError(NotImplementedError):
+    """The forward pass used an op for which no decomposition rule is registered."""
+
+    def __init__(self, name: str, module_path: str | None = None):
+        self.name, self.module_path = name, module_path
+        where = "" if module_path is None else f" (in module '{module_path or '<the model itself>'}')"
+        super().__init__(
+            f"no decomposition rule for {name}{where}. Register one:\n"
+            f"    @cdep_run.cd.register_rule({name})\n"
+            f"    def my_rule(func, x, *args, **kwargs):  # x is a cdep_run.cd.Pair\n"
+            f"        return x.map(func(x.total, *args, **kwargs), lambda relevant: ...)"
+        )
+
+
+def aliases(name: str) -> list[Callable]:
+    """Every public function called `name`: `torch.name`, `torch.Tensor.name`, `F.name`, …"""
+    found = [getattr(namespace, name) for namespace in _NAMESPACES if hasattr(namespace, name)]
+    if not found:
+        raise ValueError(f"torch has no function named {name!r}")
+    return found
+
+
+def register_rule(*functions: Callable | str) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the decomposition rule of `functions`.
+
+    A rule is called as `rule(func, *args, **kwargs)` in place of `func(*args, **kwargs)`, with a
+    `Pair` wherever the model passed a decomposed tensor, and returns a `Pair` (or a tuple of them).
+    In-place forms (`relu_`, `inplace=True`, `+=`) need no rule of their own.
+
+    Args:
+        functions: torch functions, or names that stand for every torch function called so
+            (`"relu"`: `torch.relu`, `torch.Tensor.relu`, `F.relu`).
+
+    Raises:
+        ValueError: torch has no function of a given name.
+    """
+
+    def decorator(rule: Rule) -> Rule:
+        for function in functions:
+            for alias in aliases(function) if isinstance(function, str) else [function]:
+                _RULES[alias] = rule
+        find.cache.clear()
+        return rule
+
+    return decorator
+
+
+def describe(func: Callable) -> str:
+    """A name for `func` that a user can write down: `torch.sigmoid`, `torch.nn.functional.silu`."""
+    name = getattr(func, "__name__", repr(func))
+    for namespace in _NAMESPACES:
+        if getattr(namespace, name, None) is func:
+            return f"{namespace.__module__ + '.Tensor' if isinstance(namespace, type) else namespace.__name__}.{name}"
+    return f"{getattr(func, '__module__', None) or 'torch'}.{name}"
+
+
+def _out_of_place(func: Callable) -> Callable | None:
+    """The function that `func` is the in-place form of: `torch.relu_` → `torch.relu`."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__i") and name.endswith("__"):
+        return getattr(torch.Tensor, name.replace("__i", "__", 1), None)
+    if name.endswith("_") and not name.endswith("__"):
+        return next((f for f in map(lambda n: getattr(n, name[:-1], None), _NAMESPACES) if f), None)
+    return None
+
+
+def find(func: Callable) -> tuple[Rule, Callable, bool]:
+    """Rule of `func`, the function to hand to it, and whether the result is written in place.
+
+    Raises:
+        MissingRuleError: no rule is registered for `func`.
+    """
+    cached = find.cache.get(func)
+    if cached is None:
+        rule, target, in_place = _RULES.get(func), func, False
+        if rule is None and (base := _out_of_place(func)) is not None:
+            rule, target, in_place = _RULES.get(base), base, True
+        if rule is None:
+            raise MissingRuleError(describe(func))
+        cached = find.cache[func] = (rule, target, in_place)
+    return cached
+
+
+find.cache = {}  # type: ignore[attr-defined]
+
+
+@contextmanager
+def use_variants(variants: Mapping[str, str]) -> Iterator[None]:
+    """Choose variants of rules by name, `{"relu": "symmetric"}`, while the context lasts.
+
+    Raises:
+        ValueError: there is no such rule or no such variant.
+    """
+    for name, variant in variants.items():
+        if variant not in VARIANTS.get(name, ()):
+            raise ValueError(f"no variant {variant!r} of rule {name!r}; there are {VARIANTS}")
+    token = _variants.set(variants)
+    try:
+        yield
+    finally:
+        _variants.reset(token)
+
+
+def variant(name: str) -> str:
+    """The variant of rule `name` in force; without a choice the first one of `VARIANTS`."""
+    return _variants.get().get(name, VARIANTS[name][0])
