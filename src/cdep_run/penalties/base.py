@@ -1,0 +1,34 @@
+"""What all penalties share: groups of a batch, and the mean over its annotated examples."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cdep_run.batch import Batch, Groups
+from cdep_run.errors import CdepError
+
+
+class PenaltyError(CdepError):
+    """A penalty cannot be computed on this batch, or is constant whatever the model does."""
+
+
+def groups_of(batch: Batch, penalty: object) -> Groups:
+    """The batch's feature groups.
+
+    Raises:
+        PenaltyError: the data set has no annotation for this batch.
+    """
+    if batch.groups is None:
+        raise PenaltyError(
+            f"{type(penalty).__name__} needs to know which features must not matter, but the data "
+            "set gives no groups; choose a data set with annotation, or penalty=none"
+        )
+    return batch.groups
+
+
+def mean_annotated(values: Tensor, groups: Groups) -> Tensor:
+    """Mean of `[N]` values over the annotated examples only; 0 if there is none."""
+    if groups.annotated is None:
+        return values.mean()
+    annotated = groups.annotated.to(values.dtype)
+    return (values * annotated).sum() / annotated.sum().clamp(min=1)

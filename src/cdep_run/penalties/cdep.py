@@ -1,0 +1,83 @@
+"""CDEP: penalise what contextual decomposition says the feature groups contributed.
+
+Source: Rieger et al. 2019 (arXiv:1909.13584), Eq. 5, and its published code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdep_run.batch import Batch
+from cdep_run.cd import decompose
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+
+
+def pair(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """|share − target|, share = β's entry of softmax(β_k, γ_k); mean over classes k.
+
+    The published code's form (target 0). Not invariant to a constant added to all logits.
+    """
+    return (torch.sigmoid(relevant - irrelevant) - targets[:, None]).abs().mean(-1)
+
+
+def centred(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """|share − target|, share = |β_k − mean β| / (|β_k − mean β| + |γ_k − mean γ|), summed over k.
+
+    Numerator and denominator are summed over the classes before they are divided. Invariant to a
+    constant added to all logits and to their scale: only what tells the classes apart counts.
+    """
+    size = (relevant - relevant.mean(-1, keepdim=True)).abs().sum(-1)
+    rest = (irrelevant - irrelevant.mean(-1, keepdim=True)).abs().sum(-1)
+    both = size + rest
+    return (size / both.masked_fill(both == 0, 1) - targets).abs()
+
+
+def classwise(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """‖softmax_k(β) − target‖₁, Eq. 5 of the paper, with 1/classes as the target that says nothing.
+
+    Wanted shares other than 0 have no meaning here. Invariant to a constant added to all logits.
+    """
+    return (F.softmax(relevant, -1) - 1 / relevant.shape[-1]).abs().sum(-1)
+
+
+def text(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """−log of γ's entry of softmax(β_y, γ_y) at the true class y: the published code for text."""
+    index = labels[:, None, None].expand(-1, relevant.shape[1], 1)
+    return F.softplus((relevant - irrelevant).gather(-1, index)).squeeze(-1)
+
+
+FORMS = {"pair": pair, "centred": centred, "classwise": classwise, "text": text}
+
+
+class CDEP:
+    """Contextual decomposition explanation penalty: sum over groups, mean over annotated examples.
+
+    Args:
+        form: how a group's contribution is measured, one of `FORMS`.
+        relu: the CD rule for ReLU, "asymmetric" (ACD, published code) or "symmetric".
+
+    Raises:
+        PenaltyError: the form is unknown, or gets targets that it cannot use.
+    """
+
+    needs_groups = True
+
+    def __init__(self, form: str = "pair", relu: str = "asymmetric"):
+        if form not in FORMS:
+            raise PenaltyError(f"penalty.form is {form!r}; choose one of {', '.join(FORMS)}")
+        self.form, self.rules = form, {"relu": relu}
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[N, C]` and the penalty, a scalar without unit (λ not applied)."""
+        groups = groups_of(batch, self)
+        mask = groups.mask
+        parts = decompose(model, batch.inputs, mask, boxes=groups.boxes, rules=self.rules)
+        targets = groups.targets
+        if targets is None:
+            targets = parts.relevant.new_zeros(mask.shape[1])
+        elif self.form in ("classwise", "text"):
+            raise PenaltyError(f"form {self.form} knows no wanted share but 'must not matter'")
+        values = FORMS[self.form](parts.relevant, parts.irrelevant, targets, batch.labels)
+        return parts.total, mean_annotated(values.sum(1), groups)

@@ -1,0 +1,46 @@
+"""EG: penalise the expected gradients inside the feature groups. Source: Erion et al. 2019."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cdep_run.attribution import expected_gradients, statistics_at_rest
+from cdep_run.batch import Batch
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+
+
+class ExpectedGradients:
+    """Σ |φ| over the features of the groups, mean over annotated examples.
+
+    φ is the mean over `samples` references x′ drawn from the batch and α ~ U(0, 1).
+
+    Args:
+        samples: references for each example and step.
+        form: "paper" as above (fresh references every step, as EG's authors train); "code", the
+            published CDEP code's variant: |·| is taken for each sample before they are averaged.
+
+    Raises:
+        PenaltyError: the form is unknown, or `samples` is below 1.
+    """
+
+    needs_groups = True
+
+    def __init__(self, samples: int = 1, form: str = "paper"):
+        if samples < 1:
+            raise PenaltyError(f"penalty.samples is {samples}; it must be at least 1")
+        if form not in ("paper", "code"):
+            raise PenaltyError(f"penalty.form is {form!r}; choose one of paper, code")
+        self.samples, self.form = samples, form
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[N, C]` and the penalty, a scalar in units of probability, λ not applied."""
+        groups = groups_of(batch, self)
+        inputs, n = batch.inputs, len(batch.inputs)
+        index = torch.randint(n, (self.samples, n), device=inputs.device)
+        alpha = torch.rand(self.samples, n, device=inputs.device)
+        logits = model(inputs)
+        with statistics_at_rest(model):
+            samples = expected_gradients(model, inputs, batch.labels, inputs[index], alpha)
+        size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
+        return logits, mean_annotated((size.unsqueeze(1) * groups.mask).flatten(1).sum(1), groups)

@@ -1,0 +1,50 @@
+"""RRR: penalise the input gradient inside the feature groups.
+
+Source: Ross, Hughes, Doshi-Velez, "Right for the Right Reasons", IJCAI 2017, Eq. 1.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdep_run.attribution import input_gradients
+from cdep_run.batch import Batch
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+
+
+class RRR:
+    """(A ⊙ ∂/∂x Σ_c log p_c)², summed over features and groups, mean over annotated examples.
+
+    Args:
+        form: "paper" as above; "code", the published CDEP code's variant: the gradient of the
+            batch-mean negative log-likelihood, summed over channels before it is squared, and
+            summed over examples. Its value shrinks as 1/N.
+
+    Raises:
+        PenaltyError: the form is unknown.
+    """
+
+    needs_groups = True
+
+    def __init__(self, form: str = "paper"):
+        if form not in ("paper", "code"):
+            raise PenaltyError(f"penalty.form is {form!r}; choose one of paper, code")
+        self.form = form
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[N, C]` and the penalty, a scalar in (nats per input unit)², λ not applied."""
+        groups = groups_of(batch, self)
+
+        def score(logits: Tensor) -> Tensor:
+            if self.form == "paper":
+                return F.log_softmax(logits, 1).sum()
+            return F.cross_entropy(logits, batch.labels)
+
+        logits, gradient = input_gradients(model, batch.inputs, score)
+        if self.form == "code":
+            gradient = gradient.sum(1, keepdim=True)
+        squared = (gradient.unsqueeze(1).square() * groups.mask).flatten(1).sum(1)
+        if self.form == "code":
+            return logits, mean_annotated(squared, groups) * len(squared)
+        return logits, mean_annotated(squared, groups)
