@@ -1,0 +1,116 @@
+"""What every data set is: named splits of tensors on one device, and a fingerprint of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdep_run.batch import Batch, Groups
+from cdep_run.errors import CdepError
+
+Annotation = Callable[[Tensor], Groups]
+"""From the examples' index (int64 `[n]`) to what is known about them."""
+
+
+class DataError(CdepError):
+    """The data set cannot be built from the given files or arguments."""
+
+
+class TensorSplit:
+    """One split, stored as tensors: a batch is an indexing operation, with no wait for the host.
+
+    Args:
+        inputs: `[N, ...]`, as stored; a subclass may store them smaller and override `prepare`.
+        labels: `[N]` int64.
+        annotation: gives the groups of a batch from its index, or None where nothing is known.
+    """
+
+    def __init__(
+        self, inputs: Tensor, labels: Tensor, annotation: Annotation | None = None
+    ) -> None:
+        self.inputs = inputs
+        self.labels = labels
+        self.annotation = annotation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def prepare(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The model's inputs `[n, ...]` from the stored ones of a batch and their labels."""
+        return inputs
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index`, int64 `[n]` on the split's device."""
+        labels = self.labels[index]
+        groups = self.annotation(index) if self.annotation else None
+        return Batch(self.prepare(self.inputs[index], labels), labels, groups)
+
+    def order(self, batch_size: int, shuffle: bool) -> list[Tensor]:
+        """The index of each batch of one epoch; the last one may be short.
+
+        `shuffle` draws from torch's global CPU generator, so that the order is the same on every
+        device.
+        """
+        index = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
+        return list(index.to(self.labels.device).split(batch_size))
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        """A copy with all its tensors on `device`."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
+
+
+@dataclass
+class Bunch:
+    """A data set, ready to train on.
+
+    Attributes:
+        name: as in the configuration.
+        splits: "train", "val" (early stopping), "test", and further named ones; every split is
+            evaluated.
+        num_classes: number of classes.
+        input_shape: of one example, as the model gets it.
+        selection_split: the split on which λ is chosen; never a test split.
+        fingerprint: `fingerprint(splits)`.
+        display: inputs `[N, ...]` to images `[N, 1 or 3, H, W]` in [0, 1] on the CPU, for figures.
+    """
+
+    name: str
+    splits: dict[str, TensorSplit]
+    num_classes: int
+    input_shape: tuple[int, ...]
+    selection_split: str
+    fingerprint: str
+    display: Callable[[Tensor], Tensor]
+
+    def to(self, device: torch.device | str) -> Bunch:
+        """A copy with all splits on `device`."""
+        return replace(self, splits={name: s.to(device) for name, s in self.splits.items()})
+
+
+def fingerprint(splits: dict[str, TensorSplit]) -> str:
+    """SHA-256 over every tensor of the splits, masks included: name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for split_name, split in splits.items():
+        for name, tensor in _tensors(split):
+            digest.update(f"{split_name}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors(part: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the tensors among an object's attributes, at any depth."""
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif hasattr(value, "__dict__"):
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value))

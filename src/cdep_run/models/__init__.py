@@ -1,0 +1,1 @@
+"""Models: plain PyTorch modules that return logits and nothing else."""

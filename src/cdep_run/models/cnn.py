@@ -1,0 +1,33 @@
+"""The small convolutional net of the MNIST experiments."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MnistCNN(nn.Module):
+    """Conv(20,5)-ReLU-MaxPool-Conv(50,5)-ReLU-MaxPool-FC(hidden)-ReLU-FC(num_classes).
+
+    Source: Rieger et al. 2019 (arXiv:1909.13584), Fig. S5. The paper has 256 hidden units, the
+    published code 500.
+
+    Args:
+        in_channels: 1 for grey images, 3 for coloured ones.
+        hidden: units of the first fully connected layer.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, in_channels: int = 1, hidden: int = 256, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 20, 5)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.fc1 = nn.Linear(50 * 4 * 4, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `[N, num_classes]` of images `[N, in_channels, 28, 28]`."""
+        x = F.max_pool2d(F.relu(self.conv1(inputs)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc2(x)
