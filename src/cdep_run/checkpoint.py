@@ -1,0 +1,75 @@
+"""Checkpoints that are whole, checked and exact: the last one and the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdep_run.errors import CheckpointError
+from cdep_run.files import sync_folder, write_atomic
+
+log = logging.getLogger(__name__)
+
+DIGEST = 65  # bytes after torch's own: a line break and the SHA-256 in hexadecimal
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: `last.pt` and `previous.pt`.
+
+    A file is what `torch.save` writes and then its SHA-256, because neither torch nor safetensors
+    notices a flipped bit; `torch.load(path, weights_only=True)` still reads it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.last = folder / "last.pt"
+        self.previous = folder / "previous.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write `state` as the last checkpoint; the one that was last becomes the previous."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+        self.last.parent.mkdir(exist_ok=True)
+        new = self.last.with_name("new.pt")
+        write_atomic(new, data + b"\n" + hashlib.sha256(data).hexdigest().encode())
+        if self.last.exists():
+            os.replace(self.last, self.previous)
+        os.replace(new, self.last)
+        sync_folder(self.last.parent)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest undamaged state, tensors on the CPU; None where none was ever written.
+
+        Raises:
+            CheckpointError: every file there is damaged.
+        """
+        found = [path for path in (self.last, self.previous) if path.exists()]
+        for path in found:
+            try:
+                return _read(path)
+            except CheckpointError as error:
+                log.warning("%s", error)
+                if path == self.last:  # or the next save would push out the good one
+                    os.replace(path, path.with_name("damaged.pt"))
+        if found:
+            raise CheckpointError(
+                f"no undamaged checkpoint in {self.last.parent}; start the run anew elsewhere"
+            )
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    data, expected = content[:-DIGEST], content[-DIGEST + 1 :].decode(errors="replace")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its content has SHA-256 {actual[:16]}…, written was {expected[:16]}…"
+        )
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,0 +1,218 @@
+"""The configuration's types and checks: what may be set, and to what. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from cdep_run.errors import ConfigError
+
+# Values and their explanation stand in the YAML files; here are the types alone.
+
+
+class Precision(Enum):
+    """Number format of the forward pass; weights and optimiser stay in float32."""
+
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+@dataclass
+class Training:
+    """How long and in what portions the loop trains; explained in `configs/train.yaml`."""
+
+    batch_size: int = MISSING
+    epochs: int = MISSING
+    patience: int | None = MISSING
+    restore_best: bool = MISSING
+    evaluation_batch_size: int = MISSING
+    check_every: int = MISSING
+    checkpoint_seconds: float = MISSING
+    tensorboard: bool = MISSING
+
+
+@dataclass
+class Config:
+    """One run; the groups hold `_target_` and its arguments, typed by their own schema."""
+
+    dataset: Any = MISSING
+    model: Any = MISSING
+    penalty: Any = MISSING
+    optimizer: Any = MISSING
+    training: Training = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    precision: Precision = MISSING
+    threads: int | None = MISSING
+    data_dir: str = MISSING
+    resume: bool = MISSING
+
+
+@dataclass
+class Penalty:
+    """What every penalty has: its λ."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    strength: float = MISSING
+
+
+class CDForm(Enum):
+    """How CDEP measures a group's contribution."""
+
+    pair = "pair"
+    centred = "centred"
+    classwise = "classwise"
+    text = "text"
+
+
+class ReLURule(Enum):
+    """CD's rule for ReLU."""
+
+    asymmetric = "asymmetric"
+    symmetric = "symmetric"
+
+
+class GradientForm(Enum):
+    """Whose definition of a gradient penalty: its own paper's or the published CDEP code's."""
+
+    paper = "paper"
+    code = "code"
+
+
+@dataclass
+class CDEP(Penalty):
+    """`cdep_run.penalties.cdep.CDEP`."""
+
+    form: CDForm = MISSING
+    relu: ReLURule = MISSING
+
+
+@dataclass
+class RRR(Penalty):
+    """`cdep_run.penalties.rrr.RRR`."""
+
+    form: GradientForm = MISSING
+
+
+@dataclass
+class EG(RRR):
+    """`cdep_run.penalties.eg.ExpectedGradients`."""
+
+    samples: int = MISSING
+
+
+@dataclass
+class Adam:
+    """`torch.optim.Adam`."""
+
+    _target_: str = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+
+
+@dataclass
+class SGD(Adam):
+    """`torch.optim.SGD`."""
+
+    momentum: float = MISSING
+
+
+@dataclass
+class MnistCNN:
+    """`cdep_run.models.cnn.MnistCNN`."""
+
+    _target_: str = MISSING
+    hidden: int = MISSING
+
+
+SCHEMAS = {
+    "schema": Config,
+    "schema_none": Penalty,
+    "schema_cdep": CDEP,
+    "schema_rrr": RRR,
+    "schema_eg": EG,
+    "schema_adam": Adam,
+    "schema_sgd": SGD,
+    "schema_mnist_cnn": MnistCNN,
+}
+
+
+def register_schemas() -> None:
+    """Make the types known to Hydra under the names that the YAML files refer to."""
+    for name, node in SCHEMAS.items():
+        ConfigStore.instance().store(name=name, node=node, provider="cdep-run")
+
+
+def config_dir() -> Path:
+    """The YAML files: those inside the installed package, else those of the working copy."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse values of the right type that no run can use.
+
+    Raises:
+        ConfigError: names the key, the value that came and what is accepted.
+    """
+    training = config["training"]
+    rules = [
+        ("penalty.strength", config["penalty"]["strength"], 0, "0 or more (λ; 0 switches it off)"),
+        ("optimizer.lr", config["optimizer"]["lr"], 0, "0 or more"),
+        ("training.batch_size", training["batch_size"], 1, "1 or more"),
+        ("training.evaluation_batch_size", training["evaluation_batch_size"], 1, "1 or more"),
+        ("training.epochs", training["epochs"], 1, "1 or more"),
+        ("training.patience", training["patience"], 0, "0 or more, or null: no early stopping"),
+        ("training.check_every", training["check_every"], 1, "1 or more"),
+        ("training.checkpoint_seconds", training["checkpoint_seconds"], 0, "0 or more"),
+        ("threads", config["threads"], 1, "1 or more, or null: as torch chooses"),
+        ("seed", config["seed"], 0, "0 or more"),
+    ]
+    for key, value, least, accepted in rules:
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{key} is {value}; accepted: {accepted}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
+        raise ConfigError(f"device is {config['device']!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+
+
+FREE_ON_RESUME = re.compile(
+    r"resume|data_dir|device|threads|dataset\.(data_dir|download)"
+    r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard)"
+)
+"""Settings that may change when a run goes on: they do not change what is trained."""
+
+
+def refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Going on with a run under other settings would give a run that no configuration describes.
+
+    Raises:
+        ConfigError: names each differing key with its old and its new value.
+    """
+    before, after = flatten(old), flatten(new)
+    differing = [
+        f"{key}: {before.get(key)} → {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not FREE_ON_RESUME.fullmatch(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"resume=true, but the run was started with other settings ({'; '.join(differing)}); "
+            "repeat them, or choose another hydra.run.dir"
+        )
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat

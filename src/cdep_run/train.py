@@ -1,0 +1,267 @@
+"""The command `cdep-run`: compose, build, fit, evaluate, write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
+from cdep_run.errors import CdepError, CheckpointError, ConfigError
+from cdep_run.files import write_atomic, write_json
+from cdep_run.record import CONFIG, RESULT, EpochLog, environment, read_result, write_status
+from cdep_run.signals import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from cdep_run.datasets.base import Bunch
+    from cdep_run.loop import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of `cdep-run`."""
+    register_schemas()
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+
+
+def job(config: DictConfig) -> float | None:
+    """One run in its own folder; status.json tells how it ended.
+
+    In a sweep an error ends this job alone; otherwise it ends the command: one line for what a
+    user can mend, a traceback for the rest.
+
+    Returns:
+        Final accuracy on the data set's selection split, for sweepers that search; None: failed.
+    """
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    write_status(folder, "running")
+    try:
+        result = train(plain(config), folder)
+    except (Interrupted, KeyboardInterrupt):
+        write_status(folder, "interrupted")
+        key, value = ("sweep", hydra_config.sweep.dir) if sweep else ("run", folder)
+        log.warning(
+            "interrupted; to go on, repeat the command with hydra.%s.dir=%s resume=true", key, value
+        )
+        sys.exit(130)
+    except Exception as error:
+        expected = isinstance(error, CdepError)
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        write_status(folder, "failed", message)
+        log.error("cdep-run: error: %s", message, exc_info=True)
+        if not sweep and expected:
+            sys.exit(1)
+        if not sweep:
+            raise
+        return None
+    write_status(folder, "finished")
+    return result["metrics"][result["selection_split"]]["accuracy"]
+
+
+def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train as `config` says, in `folder`, and return what was written to result.json.
+
+    Raises:
+        CdepError: a setting, the data or a checkpoint will not do, or the loss is not finite.
+        Interrupted: stopped on request, after a checkpoint.
+    """
+    check(config)
+    if (result := read_result(folder)) is not None:
+        if not config["resume"]:
+            raise ConfigError(f"{folder} holds a finished run; choose another hydra.run.dir")
+        refuse_changes(result["config"], config)
+        log.info("%s holds a finished run: nothing to do", folder)
+        return result
+
+    import torch  # not before: it takes seconds, and all of the above is quick
+
+    from cdep_run.checkpoint import Checkpoints
+    from cdep_run.loop import Trainer, reseed
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.load()
+    if state is not None and not config["resume"]:
+        raise ConfigError(
+            f"{folder} holds an unfinished run; add resume=true, or choose another hydra.run.dir"
+        )
+    if state is not None:
+        refuse_changes(state["config"], config)
+    device = prepare(config["device"], config["threads"])
+    training = Training(**config["training"])
+    bunch = build(config["dataset"]).to(device)
+    if state is not None and state["fingerprint"] != bunch.fingerprint:
+        raise CheckpointError(f"{folder} was trained on other data: their fingerprints differ")
+    penalty = build(config["penalty"])
+    check_data(config, bunch, penalty)
+    write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
+    reseed(config["seed"])
+    model = build(
+        config["model"], input_shape=bunch.input_shape, num_classes=bunch.num_classes
+    ).to(device)
+    bf16 = config["precision"] == "bf16"
+    epochs = EpochLog(folder, training.tensorboard)
+    with StopRequest() as stop:
+        trainer = Trainer(
+            model=model,
+            optimizer=build(
+                config["optimizer"], params=[p for p in model.parameters() if p.requires_grad]
+            ),
+            penalty=penalty,
+            strength=config["penalty"]["strength"],
+            bunch=bunch,
+            training=training,
+            seed=config["seed"],
+            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+            save=lambda new: checkpoints.save(
+                new | {"config": config, "fingerprint": bunch.fingerprint}
+            ),
+            report=lambda: report(trainer, epochs),
+            stop=lambda: stop.received,
+        )
+        if state is not None:
+            trainer.load_state(state)
+            log.info("going on at epoch %d, step %d", *trainer.position())
+        log.info("training on %s, %d examples", device, len(bunch.splits["train"]))
+        trainer.fit()
+    epochs.close()
+    result = summary(config, bunch, trainer) | environment(device)
+    write_json(folder / RESULT, result)
+    for name, scores in result["metrics"].items():
+        log.info("%-12s %s", name, shown(scores))
+    log.info("%s", folder)
+    return result
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists, strings and numbers, with everything filled in."""
+    return OmegaConf.to_container(  # type: ignore[return-value]
+        config, resolve=True, throw_on_missing=True, enum_to_str=True
+    )
+
+
+def build(node: dict[str, Any], **extra: Any) -> Any:
+    """Call what `_target_` names with the node's other values as keyword arguments."""
+    not_arguments = ("_target_", "name", "strength", "strengths")
+    arguments = {key: value for key, value in node.items() if key not in not_arguments}
+    return get_object(node["_target_"])(**arguments, **extra)
+
+
+def prepare(device: str, threads: int | None) -> torch.device:
+    """Choose the device, the best there is for `auto`, and make it repeat itself."""
+    import torch
+
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        device = next(kind for kind, there in available.items() if there)
+    if not available[device.partition(":")[0]]:
+        raise ConfigError(f"device is {device}, but torch {torch.__version__} finds none here")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device(device)
+
+
+def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
+    """Refuse settings that do not fit the data, before a step is taken.
+
+    Raises:
+        ConfigError: batch larger than the data, no groups, or a mask of the wrong shape.
+    """
+    split, wanted = bunch.splits["train"], config["training"]["batch_size"]
+    if wanted > len(split):
+        raise ConfigError(
+            f"training.batch_size is {wanted}, but {bunch.name} has {len(split)} training examples"
+        )
+    if config["penalty"]["strength"] == 0 or not penalty.needs_groups:
+        return
+    import torch
+
+    batch = split.batch(torch.zeros(1, dtype=torch.int64, device=split.labels.device))
+    if batch.groups is None:
+        raise ConfigError(
+            f"penalty {config['penalty']['name']} needs to know which features must not matter, "
+            f"and {bunch.name} does not say; choose penalty=none or another data set"
+        )
+    mask, inputs = batch.groups.mask, batch.inputs
+    features = tuple(mask.shape[2:])
+    fits = len(features) == inputs.dim() - 1 and all(
+        size in (1, wanted) for size, wanted in zip(features, inputs.shape[1:], strict=True)
+    )
+    if mask.dtype != torch.bool or not fits:
+        raise ConfigError(
+            f"{bunch.name}: the mask of one example is {mask.dtype} {list(mask.shape)}, its inputs "
+            f"are {list(inputs.shape)}; a mask is bool [1, groups, *sizes that broadcast to the "
+            "inputs]"
+        )
+
+
+def report(trainer: Trainer, epochs: EpochLog) -> None:
+    """Log the epoch that has just ended."""
+    epochs.write(trainer.progress.history)
+    row = trainer.progress.history[-1]
+    accuracies = ", ".join(
+        f"{key.partition('/')[0]} {value:.4f}"
+        for key, value in row.items()
+        if key.endswith("/accuracy") and value is not None
+    )
+    log.info(
+        "epoch %d: loss %.4f, penalty %.4g, mean logit %.3g; accuracy: %s; %.1f s",
+        *(row[key] for key in ("epoch", "train/loss", "train/penalty", "train/mean_logit")),
+        accuracies,
+        row["seconds"],
+    )
+
+
+def summary(config: dict[str, Any], bunch: Bunch, trainer: Trainer) -> dict[str, Any]:
+    """What result.json says of the training: settings, data, which split decided what, metrics."""
+    progress = trainer.progress
+    best = config["training"]["restore_best"]
+    tested = progress.best_epoch if best else progress.epoch
+    row = progress.history[tested - 1]
+    metrics: dict[str, dict[str, Any]] = {}
+    for key, value in row.items():
+        split, _, name = key.partition("/")
+        if name:
+            metrics.setdefault(split, {})[name] = value
+    return {
+        "config": config,
+        "data": {
+            "name": bunch.name,
+            "fingerprint": bunch.fingerprint,
+            "examples": {name: len(split) for name, split in bunch.splits.items()},
+        },
+        "seed": config["seed"],
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "tested_epoch": tested,
+        "epoch_chosen_by": "val" if best else "last epoch trained",
+        "early_stopping_by": None if config["training"]["patience"] is None else "val",
+        "selection_split": bunch.selection_split,
+        "metrics": metrics,
+        "seconds_per_epoch": sum(r["seconds"] for r in progress.history) / progress.epoch,
+    }
+
+
+def shown(scores: dict[str, float | None]) -> str:
+    """Scores of a split as one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None)
