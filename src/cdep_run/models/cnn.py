@@ -13,20 +13,22 @@ class MnistCNN(nn.Module):
     published code 500.
 
     Args:
-        in_channels: 1 for grey images, 3 for coloured ones.
-        hidden: units of the first fully connected layer.
+        input_shape: of one image, `(channels, 28, 28)`.
         num_classes: number of logits.
+        hidden: units of the first fully connected layer.
     """
 
-    def __init__(self, in_channels: int = 1, hidden: int = 256, num_classes: int = 10) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10, hidden: int = 256
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 20, 5)
+        self.conv1 = nn.Conv2d(input_shape[0], 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * 4 * 4, hidden)
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of images `[N, in_channels, 28, 28]`."""
+        """Logits `[N, num_classes]` of images `[N, channels, 28, 28]`."""
         x = F.max_pool2d(F.relu(self.conv1(inputs)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(x.flatten(1)))
