@@ -224,43 +224,43 @@ def cdep_text(
     return value
 
 
-# --- RRR and EG: `mask` is [N, *features], True where a feature must not matter -------------------
+# --- RRR and EG: `mask` is [N or 1, G, *features], True where a feature must not matter -----------
+
+
+def masked_sum(values: Tensor, mask: Tensor, n: int) -> Tensor:
+    """Example n's `values` `[*features]` summed over the features of each group, over groups."""
+    total = values.new_zeros(())
+    for group in mask[n if len(mask) > 1 else 0]:
+        total = total + (values * group).sum()
+    return total
 
 
 def rrr_paper(
     model: nn.Module, inputs: Tensor, mask: Tensor, annotated: Tensor | None = None
 ) -> Tensor:
-    """(A ⊙ ∂/∂x Σ_c log p_c)²: sum over features, mean over annotated examples."""
+    """(A ⊙ ∂/∂x Σ_c log p_c)²: sum over features and groups, mean over annotated examples."""
     examples = annotated_examples(len(inputs), annotated)
     value = inputs.new_zeros(())
     for n in examples:
         x = inputs[n : n + 1].clone().requires_grad_()
         log_probabilities = torch.log_softmax(model(x), 1)
         (gradient,) = torch.autograd.grad(log_probabilities.sum(), x, create_graph=True)
-        value = value + (mask[n] * gradient[0]).square().sum() / len(examples)
+        value = value + masked_sum(gradient[0].square(), mask, n) / len(examples)
     return value
 
 
-def rrr_code(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    mask: Tensor,
-    annotated: Tensor | None = None,
-) -> Tensor:
+def rrr_code(model: nn.Module, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """The CDEP code: the batch-mean NLL's gradient, summed over channels, masked, squared, summed.
 
-    The mean runs over the whole batch (of per-example losses in eval mode: no example sees
-    another), `mask` is `[N, 1, H, W]`: each example's gradient is 1/N of its own loss's.
+    Where no example sees another (no batch statistics) each one's gradient is 1/N of its own
+    loss's; the code knows no examples without annotation.
     """
-    count = len(inputs)
     value = inputs.new_zeros(())
-    for n in annotated_examples(count, annotated):
+    for n in range(len(inputs)):
         x = inputs[n : n + 1].clone().requires_grad_()
-        loss = -torch.log_softmax(model(x), 1)[0, labels[n]] / count
+        loss = -torch.log_softmax(model(x), 1)[0, labels[n]] / len(inputs)
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-        channel_sum = gradient[0].sum(0, keepdim=True)
-        value = value + (mask[n] * channel_sum).square().sum()
+        value = value + masked_sum(gradient[0].sum(0, keepdim=True).square(), mask, n)
     return value
 
 
@@ -282,13 +282,13 @@ def eg_attribution(
 
 
 def eg_paper(attribution: Tensor, mask: Tensor, annotated: Tensor | None = None) -> Tensor:
-    """φ = mean over samples; Σ over the group of |φ|, mean over annotated examples."""
+    """φ = mean over samples; Σ over features and groups of |φ|, mean over annotated examples."""
     samples, count = attribution.shape[:2]
     examples = annotated_examples(count, annotated)
     value = attribution.new_zeros(())
     for n in examples:
         phi = sum(attribution[s, n] for s in range(samples)) / samples
-        value = value + (mask[n] * phi.abs()).sum() / len(examples)
+        value = value + masked_sum(phi.abs(), mask, n) / len(examples)
     return value
 
 
@@ -299,7 +299,7 @@ def eg_code(attribution: Tensor, mask: Tensor, annotated: Tensor | None = None) 
     value = attribution.new_zeros(())
     for n in examples:
         for s in range(samples):
-            value = value + (mask[n] * attribution[s, n].abs()).sum() / (samples * len(examples))
+            value = value + masked_sum(attribution[s, n].abs(), mask, n) / (samples * len(examples))
     return value
 
 
