@@ -113,9 +113,10 @@ def _part(x: Tensor, mask: Tensor, boxes: Sequence[Box] | None) -> Part:
     """The relevant part of the input: x inside the group, 0 outside; of token ids the mask."""
     if not x.is_floating_point():
         return mask.expand_as(x)
-    if boxes and x.dim() == 4 and (windows := Windows.cut(x, boxes)) is not None:
+    if boxes and x.dim() == 4:
         plane = mask.expand(*mask.shape[:2], *x.shape[-2:])
-        return windows.map(lambda rel, inside: rel * inside, plane.expand(x.shape[0], -1, -1, -1))
+        if (windows := Windows.of_input(x, plane, boxes)) is not None:
+            return windows
     return x * mask
 
 

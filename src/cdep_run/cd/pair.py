@@ -39,24 +39,20 @@ class Pair(torch.Tensor):
         self.total, self.parts, self._aliased = total, parts, False
         return self
 
-    def map(
-        self, total: Tensor, fn: Callable[..., Tensor], *context: Tensor, local: bool = False
-    ) -> Pair:
-        """The pair of `total` and `fn(relevant, *context)` for each group.
+    def map(self, total: Tensor, fn: Callable[[Tensor], Tensor], local: bool = False) -> Pair:
+        """The pair of `total` and `fn(relevant)` for each group.
 
         Args:
             total: the op's ordinary result.
             fn: the relevant part's rule, from tensor to tensor.
-            context: further tensors of the relevant part's shape that `fn` needs.
-            local: `fn` works element by element and gives 0 wherever the relevant part is 0; then
-                a part that is zero outside some windows is computed inside them only.
+            local: `fn` works element by element and maps 0 to 0; then a part that is zero outside
+                some windows is computed inside them only.
         """
         if local:
             return Pair(total, tuple(
-                part.map(fn, *context) if isinstance(part, Windows) else fn(part, *context)
-                for part in self.parts
+                part.map(fn) if isinstance(part, Windows) else fn(part) for part in self.parts
             ))
-        return Pair(total, tuple(fn(part, *context) for part in self.dense()))
+        return Pair(total, tuple(fn(part) for part in self.dense()))
 
     def dense(self) -> Iterator[Tensor]:
         """The relevant parts as ordinary tensors of the total's shape, one a group."""

@@ -7,7 +7,7 @@ for them, the part becomes an ordinary tensor again; the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,38 +17,89 @@ from torch import Tensor
 Corner = tuple[int, int]
 
 
-class _Take(torch.autograd.Function):
-    """Cut P rectangles out of `[N, C, H, W]` and stack them on the batch: `[P·N, C, h, w]`.
+Rectangle = tuple[int, int, int, int]
+"""Top, left, height, width; may reach beyond the plane, where everything is zero."""
 
-    The gradient is one zero tensor with the rectangles put back; P slices would make P of them.
-    """
+
+def _overlay(
+    target: Tensor, source: Tensor, offset: Corner, add: bool = False
+) -> None:
+    """Write (or add) `source` into `target`, both `[…, h, w]`, where source + offset lies in it."""
+    (th, tw), (sh, sw) = target.shape[-2:], source.shape[-2:]
+    top, left = max(0, offset[0]), max(0, offset[1])
+    bottom, right = min(th, offset[0] + sh), min(tw, offset[1] + sw)
+    if bottom <= top or right <= left:
+        return
+    inner = source[
+        ..., top - offset[0] : bottom - offset[0], left - offset[1] : right - offset[1]
+    ]
+    into = target[..., top:bottom, left:right]
+    if add:
+        into.add_(inner)
+    else:
+        into.copy_(inner)
+
+
+class _Read(torch.autograd.Function):
+    """P rectangles of a plane `[N, C, H, W]` stacked on the batch, `[P·N, C, h, w]`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, corners: Sequence[Corner], h: int, w: int) -> Tensor:
-        ctx.corners, ctx.size = corners, x.shape[-2:]
-        return torch.cat([x[:, :, top : top + h, left : left + w] for top, left in corners])
+    def forward(ctx, x: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
+        ctx.corners, ctx.plane = corners, x.shape[-2:]
+        return cut(x, corners, size)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _Put.apply(grad, ctx.corners, ctx.size), None, None, None
+        return _Put.apply(grad, ctx.corners, ctx.plane), None, None
+
+
+class _Move(torch.autograd.Function):
+    """Stacked rectangles `[P·N, C, h, w]`, each read again as another rectangle of its plane.
+
+    Moving by −offset is the adjoint of moving by offset.
+    """
+
+    @staticmethod
+    def forward(ctx, values: Tensor, offsets: Sequence[Corner], size: Sequence[int]) -> Tensor:
+        ctx.offsets, ctx.size = offsets, values.shape[-2:]
+        moved = values.new_zeros((*values.shape[:2], *size))
+        chunks = zip(moved.chunk(len(offsets)), values.chunk(len(offsets)), offsets, strict=True)
+        for target, source, offset in chunks:
+            _overlay(target, source, offset)
+        return moved
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Move.apply(grad, [(-r, -c) for r, c in ctx.offsets], ctx.size), None, None
 
 
 class _Put(torch.autograd.Function):
-    """The adjoint of `_Take` for rectangles that do not overlap: zero outside them."""
+    """Stacked rectangles `[P·N, C, h, w]` added into one zero plane `[N, C, H, W]`."""
 
     @staticmethod
     def forward(ctx, values: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
-        ctx.corners, (h, w) = corners, values.shape[-2:]
-        ctx.window = (h, w)
-        n = values.shape[0] // len(corners)
-        x = values.new_zeros((n, values.shape[1], *size))
-        for (top, left), window in zip(corners, values.split(n), strict=True):
-            x[:, :, top : top + h, left : left + w] = window
+        ctx.corners, ctx.window = corners, values.shape[-2:]
+        x = values.new_zeros((len(values) // len(corners), values.shape[1], *size))
+        paste(x, values, corners)
         return x
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _Take.apply(grad, ctx.corners, *ctx.window), None, None
+        return _Read.apply(grad, ctx.corners, ctx.window), None, None
+
+
+def cut(x: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
+    """P rectangles of `[N, C, H, W]` stacked on the batch, zero beyond the plane."""
+    stacked = x.new_zeros((len(corners) * len(x), x.shape[1], *size))
+    for (top, left), target in zip(corners, stacked.chunk(len(corners)), strict=True):
+        _overlay(target, x, (-top, -left))
+    return stacked
+
+
+def paste(x: Tensor, values: Tensor, corners: Sequence[Corner]) -> None:
+    """Add P stacked rectangles into `x` `[N, C, H, W]`, in place."""
+    for corner, source in zip(corners, values.chunk(len(corners)), strict=True):
+        _overlay(x, source, corner, add=True)
 
 
 Spans = Sequence[tuple[tuple[int, int], tuple[int, int]]]
@@ -87,34 +138,35 @@ class Windows:
     size: tuple[int, int]
 
     @classmethod
-    def cut(cls, x: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> Windows | None:
-        """The windows of `x` `[N, C, H, W]` at `boxes`; None where windows would not pay.
+    def of_input(cls, x: Tensor, mask: Tensor, boxes: Sequence[Rectangle]) -> Windows | None:
+        """The windows of x ⊙ mask at `boxes`; None where windows would not pay.
 
-        Boxes (top, bottom, left, right) of several sizes are widened to the largest one.
+        Args:
+            x: `[N, C, H, W]`; mask: `[N or 1, C or 1, H, W]`.
+            boxes: (top, bottom, left, right); several sizes are widened to the largest one.
         """
-        spans = [((top, bottom), (left, right)) for top, bottom, left, right in boxes]
-        placed = _place(spans, (x.shape[-2], x.shape[-1]))
+        size = (x.shape[-2], x.shape[-1])
+        placed = _place([((top, bottom), (left, right)) for top, bottom, left, right in boxes], size)
         if placed is None:
             return None
-        corners, (h, w) = placed
-        return cls(_Take.apply(x, corners, h, w), corners, (x.shape[-2], x.shape[-1]))
+        inside = cut(mask.expand(len(x), *mask.shape[1:]), *placed)
+        return cls(_Read.apply(x, *placed) * inside, placed[0], size)
 
-    def take(self, x: Tensor) -> Tensor:
-        """What `x` `[N or 1, C, H, W]` holds inside the windows: `[P·N or P, C, h, w]`."""
-        return _Take.apply(x, self.corners, *self.values.shape[-2:])
-
-    def map(self, fn: Callable[..., Tensor], *context: Tensor) -> Windows:
-        """Windows of `fn(values, *context inside the windows)`; `fn` works element by element."""
-        values = fn(self.values, *(self.take(x) for x in context))
-        return Windows(values, self.corners, self.size)
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Windows:
+        """Windows of `fn(values)`; `fn` works element by element and maps 0 to 0."""
+        return Windows(fn(self.values), self.corners, self.size)
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
         return _Put.apply(self.values, self.corners, self.size)
 
-    def split(self) -> list[Tensor]:
-        """The windows one by one, each `[N, C, h, w]`."""
-        return list(self.values.chunk(len(self.corners)))
+    def read(self, rectangles: Sequence[Rectangle]) -> Tensor:
+        """One rectangle of the plane for each window, `[P·N, C, height, width]`.
+
+        Each holds its own window only; the rectangles are of one size.
+        """
+        offsets = [(t - r, le - c) for (t, le), (r, c, *_) in zip(self.corners, rectangles, strict=True)]
+        return _Move.apply(self.values, offsets, rectangles[0][2:])
 
 
 @dataclass(frozen=True)
@@ -139,6 +191,15 @@ class _Geometry:
         first = min(first, limit - 1)
         return first, max(last, first) + 1
 
+    def first_input(self, output: Corner) -> Corner:
+        """The first input that an output sees; negative inside the padding."""
+        return (output[0] * self.stride[0] - self.padding[0],
+                output[1] * self.stride[1] - self.padding[1])
+
+    def seen(self, axis: int, outputs: int) -> int:
+        """How many inputs so many neighbouring outputs see."""
+        return (outputs - 1) * self.stride[axis] + self.reach(axis) + 1
+
     def spans(self, windows: Windows, size: Sequence[int]) -> Spans:
         h, w = windows.values.shape[-2:]
         return [
@@ -147,22 +208,43 @@ class _Geometry:
         ]
 
 
+def _readings(
+    windows: Windows, corners: Sequence[Corner], size: tuple[int, int], geometry: _Geometry
+) -> Iterator[tuple[Windows, Rectangle, tuple[slice, slice]]]:
+    """How to convolve windows into outputs at `corners`: stacks of windows, inputs, kernel taps.
+
+    Without stride and dilation most taps of an output near a window's edge meet zeros only. They
+    are left out, and windows that need the same taps go together.
+    """
+    plain = geometry.stride == (1, 1) == geometry.dilation
+    readings = []
+    for (top, left), corner, values in zip(
+        windows.corners, corners, windows.values.chunk(len(corners)), strict=True
+    ):
+        start = geometry.first_input(corner)
+        taps, rectangle = [], []
+        for axis, window_start in enumerate((top, left)):
+            kernel, extent = geometry.kernel[axis], windows.values.shape[axis - 2]
+            first = max(0, window_start - start[axis] - size[axis] + 1) if plain else 0
+            last = min(kernel, window_start - start[axis] + extent) if plain else kernel
+            first = min(first, kernel - 1)
+            last = max(last, first + 1)
+            taps.append((first, last))
+            rectangle.append((
+                start[axis] + first,
+                geometry.seen(axis, size[axis]) - (kernel - (last - first)) * geometry.dilation[axis],
+            ))
+        ((r, height), (c, width)) = rectangle
+        readings.append((Windows(values, ((top - r, left - c),), windows.size),
+                         (0, 0, height, width), tuple(slice(*t) for t in taps)))
+    if all(reading[1:] == readings[0][1:] for reading in readings):
+        offsets = tuple(reading[0].corners[0] for reading in readings)
+        readings = [(Windows(windows.values, offsets, windows.size), *readings[0][1:])]
+    return iter(readings)
+
+
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
-def _embed(windows: Windows, rectangles: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """For each window the content of a rectangle (top, left, height, width) of the plane.
-
-    The rectangles, all of one size, may lie partly or wholly outside window and plane (zero there).
-    """
-    h, w = windows.values.shape[-2:]
-    return torch.cat([
-        F.pad(values, (left - c, c + width - left - w, top - r, r + height - top - h))
-        for values, (top, left), (r, c, height, width) in zip(
-            windows.split(), windows.corners, rectangles, strict=True
-        )
-    ])
 
 
 def conv2d(
@@ -205,49 +287,52 @@ def conv2d(
             tuple(c + geometry.padding[axis] - geometry.reach(axis) for axis, c in enumerate(corner))
             for corner in windows.corners
         ]
-        values = _embed(
-            Windows(spread, tuple(tops), tuple(out_size)), [(*c, oh, ow) for c in corners]
-        )
+        reached = Windows(spread, tuple(tops), (out_size[0], out_size[1]))
+        if placed is None:
+            return reached.dense()
+        values = reached.read([(*c, oh, ow) for c in corners])
     else:
-        rectangles = [
-            tuple(o * s - p for o, s, p in zip(c, geometry.stride, geometry.padding, strict=True))
-            + tuple(
-                (n - 1) * geometry.stride[axis] + geometry.reach(axis) + 1
-                for axis, n in enumerate((oh, ow))
-            )
-            for c in corners
-        ]
-        values = F.conv2d(_embed(windows, rectangles), weight, None, stride, 0, dilation, groups)
-    if placed is None:
-        return torch.stack(values.chunk(len(corners))).sum(0) if len(corners) > 1 else values
+        values = torch.cat([
+            F.conv2d(stack.read([rectangle] * len(stack.corners)), weight[..., rows, columns],
+                     None, stride, 0, dilation, groups)
+            for stack, rectangle, (rows, columns) in _readings(windows, corners, (oh, ow), geometry)
+        ])
     return Windows(values, corners, (out_size[0], out_size[1]))
 
 
 def max_pool2d(
-    windows: Windows, indices: Tensor, kernel_size, stride=None, padding=0, dilation=1
-) -> Windows | Tensor:
-    """The windows' values at the positions that max pooling of the total chose.
+    windows: Windows, total: Tensor, out_size: Sequence[int],
+    kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
+) -> Windows | None:
+    """The windows' values at the positions that max pooling of the total chooses.
 
     Args:
         windows: parts of `[N, C, H, W]`.
-        indices: int64 `[N, C, H', W']`, positions in the flattened input plane; the other arguments
-            as in `F.max_pool2d`.
+        total: the whole input, `[N, C, H, W]`.
+        out_size: height and width of the whole output; the other arguments as in `F.max_pool2d`.
 
     Returns:
-        Windows of the output, or the whole output where they overlap or cover most of it.
+        Windows of the output, or None where they would overlap, cover most of it, or pool over the
+        plane's padding.
     """
-    kernel = _pair(kernel_size)
-    geometry = _Geometry(kernel, _pair(stride or kernel), _pair(padding), _pair(dilation))
-    placed = _place(geometry.spans(windows, indices.shape[-2:]), indices.shape[-2:])
+    geometry = _Geometry(
+        _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation)
+    )
+    placed = _place(geometry.spans(windows, out_size), out_size)
     if placed is None:
-        return windows.dense().flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
-    corners, (oh, ow) = placed
-    h, w = windows.values.shape[-2:]
-    picked = []
-    chosen = _Take.apply(indices, corners, oh, ow).chunk(len(corners))
-    for values, index, (top, left) in zip(windows.split(), chosen, windows.corners, strict=True):
-        row, column = index // windows.size[1] - top, index % windows.size[1] - left
-        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        flat = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).flatten(-2)
-        picked.append(values.flatten(-2).gather(-1, flat).view_as(index) * inside)
-    return Windows(torch.cat(picked), corners, (indices.shape[-2], indices.shape[-1]))
+        return None
+    corners, size = placed
+    top_lefts = [geometry.first_input(corner) for corner in corners]
+    height, width = (geometry.seen(axis, size[axis]) for axis in (0, 1))
+    if any(
+        r < 0 or c < 0 or r + height > total.shape[-2] or c + width > total.shape[-1]
+        for r, c in top_lefts
+    ):
+        return None
+    _, indices = F.max_pool2d_with_indices(
+        cut(total.detach(), top_lefts, (height, width)),
+        kernel_size, geometry.stride, 0, dilation,
+    )
+    values = windows.read([(r, c, height, width) for r, c in top_lefts])
+    picked = values.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
+    return Windows(picked, corners, (out_size[0], out_size[1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.linear import share_bias
 
@@ -17,11 +18,11 @@ def symmetric(func, x, *args, **kwargs):
     total = func(x.total, *args, **kwargs)
     at_zero = func(torch.zeros_like(total[(0,) * total.dim()]), *args, **kwargs).detach()
 
-    def part(rel, before, after):
-        f = func(rel, *args, **kwargs) - func(before - rel, *args, **kwargs) + after
-        return share_bias((f - at_zero) / 2, after, at_zero)
+    def part(rel):
+        f = func(rel, *args, **kwargs) - func(x.total - rel, *args, **kwargs) + total
+        return (f - at_zero) / 2
 
-    return x.map(total, part, x.total, total, local=True)
+    return Pair(total, share_bias(tuple(map(part, x.dense())), total, at_zero))
 
 
 @register_rule("relu")

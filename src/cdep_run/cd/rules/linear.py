@@ -9,53 +9,77 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import windows
-from cdep_run.cd.pair import Pair, total_of
+from cdep_run.cd.pair import Pair, Part
 from cdep_run.cd.registry import register_rule
 from cdep_run.cd.windows import Windows
 
 
 class BiasShare(torch.autograd.Function):
-    """Wβ + b·|Wβ| / (|Wβ| + |Wγ|), with Wγ = total − b − Wβ.
+    """Wβ + b·|Wβ| / (|Wβ| + |Wγ|) for every group, with Wγ = total − b − Wβ.
 
     Where both are 0 the bias belongs to γ (the published code gives it to nobody and so loses
-    β + γ = activation). Written out as one function because it keeps two tensors for the backward
-    pass where the chain of elementwise ops keeps six; its gradient is finite at 0/0.
+    β + γ = activation). Written as one function because it keeps two tensors for the backward pass
+    where the chain of elementwise ops keeps six, and gathers the gradient of the shared total in
+    place, however many groups there are; its gradient is finite at 0/0.
     """
 
     @staticmethod
-    def forward(ctx, relevant: Tensor, total: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(relevant, total, bias)
-        size = relevant.abs()
-        both = (total - bias).sub_(relevant).abs_().add_(size)
-        share = size.div_(both.masked_fill_(both == 0, 1))
-        return share.mul_(bias).add_(relevant)
+    def forward(ctx, total: Tensor, bias: Tensor, places, *parts: Tensor):
+        ctx.places = places
+        ctx.save_for_backward(total, bias, *parts)
+        shared = []
+        for place, relevant in zip(places, parts, strict=True):
+            size = relevant.abs()
+            both = (_inside(total, place, relevant) - bias).sub_(relevant).abs_().add_(size)
+            share = size.div_(both.clamp_min_(torch.finfo(both.dtype).tiny))
+            shared.append(torch.addcmul(relevant, share, bias.to(relevant.dtype)))
+        return tuple(shared)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        relevant, total, bias = ctx.saved_tensors
-        irrelevant = total - bias - relevant
-        size, rest = relevant.abs(), irrelevant.abs()
-        both = size + rest
-        both = both.masked_fill(both == 0, 1)
-        weighted = grad * bias / both  # d share / d|Wβ| = |Wγ| / both², d share / d|Wγ| = −|Wβ| / both²
-        by_irrelevant = -weighted * (size / both) * irrelevant.sign()
-        by_relevant = grad + weighted * (rest / both) * relevant.sign() - by_irrelevant
-        by_bias = grad * (size / both) - by_irrelevant
-        return by_relevant, by_irrelevant, by_bias.sum_to_size(bias.shape)
+    def backward(ctx, *grads: Tensor):
+        total, bias, *parts = ctx.saved_tensors
+        by_total, by_bias, by_parts = torch.zeros_like(total), torch.zeros_like(bias), []
+        for place, relevant, grad in zip(ctx.places, parts, grads, strict=True):
+            irrelevant = _inside(total, place, relevant) - bias - relevant
+            # With s = |Wβ| / both: ds/d|Wβ| = (1 − s) / both, ds/d|Wγ| = −s / both.
+            both = (relevant.abs() + irrelevant.abs()).clamp_min_(torch.finfo(grad.dtype).tiny)
+            share = relevant.abs() / both
+            weighted = grad * bias / both
+            by_irrelevant = share * weighted * irrelevant.sign()
+            by_bias += torch.addcmul(by_irrelevant, grad, share).sum_to_size(bias.shape)
+            by_parts.append(
+                torch.addcmul(grad, weighted, (1 - share) * relevant.sign()).add_(by_irrelevant)
+            )
+            if place is None:
+                by_total.sub_(by_irrelevant)
+            else:
+                windows.paste(by_total, by_irrelevant.neg_(), place)
+        return by_total, by_bias, None, *by_parts
 
 
-def share_bias(relevant: Tensor, total: Tensor, bias: Tensor) -> Tensor:
-    """β' = β + b·|β| / (|β| + |γ|): the part of an added constant that goes to the group.
+def _inside(total: Tensor, place, relevant: Tensor) -> Tensor:
+    """What the total holds where a part is stored: everywhere, or inside its windows."""
+    return total if place is None else windows.cut(total, place, relevant.shape[-2:])
+
+
+def share_bias(parts: tuple[Part, ...], total: Tensor, bias: Tensor) -> tuple[Part, ...]:
+    """β' = β + b·|β| / (|β| + |γ|): the part of an added constant that goes to each group.
 
     Args:
-        relevant: β before the constant is added.
-        total: β + γ + b, of the same shape.
+        parts: β of each group before the constant is added.
+        total: β + γ + b, of the parts' shape.
         bias: b, broadcastable to it.
 
     Returns:
-        β' of the same shape; 0 wherever β is 0.
+        β' of each group; 0 wherever β is 0.
     """
-    return BiasShare.apply(relevant, total, bias)
+    places = tuple(part.corners if isinstance(part, Windows) else None for part in parts)
+    values = (part.values if isinstance(part, Windows) else part for part in parts)
+    shared = BiasShare.apply(total, bias, places, *values)
+    return tuple(
+        Windows(value, part.corners, part.size) if isinstance(part, Windows) else value
+        for part, value in zip(parts, shared, strict=True)
+    )
 
 
 @register_rule("linear", "conv1d", "conv2d", "conv3d",
@@ -70,9 +94,8 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
         part = part.dense() if isinstance(part, Windows) else part
         return func(part, weight, None, *args, **kwargs)
 
-    result = Pair(total, tuple(weighted(part) for part in x.parts))
+    parts = tuple(weighted(part) for part in x.parts)
     if bias is None:
-        return result
+        return Pair(total, parts)
     spatial = total.dim() - 2 if "conv" in func.__name__ else 0
-    bias = bias.view(-1, *(1,) * spatial)
-    return result.map(total, lambda rel, tot: share_bias(rel, tot, bias), total, local=True)
+    return Pair(total, share_bias(parts, total, bias.view(-1, *(1,) * spatial)))

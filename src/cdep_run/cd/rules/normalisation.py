@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule
 from cdep_run.cd.rules.linear import share_bias
 
@@ -31,9 +32,8 @@ def batch_norm(
     constant = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    return x.map(
-        total, lambda rel, tot: share_bias(rel * scale, tot, constant), total, local=True
-    )
+    scaled = x.map(total, lambda rel: rel * scale, local=True)
+    return Pair(total, share_bias(scaled.parts, total, constant))
 
 
 @register_rule("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")

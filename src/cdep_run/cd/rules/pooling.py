@@ -20,11 +20,11 @@ def max_pool(func, x, *args, **kwargs):
     total, indices = with_indices(x.total, *args, **kwargs)
 
     def read(part):
-        if isinstance(part, Windows):
-            if not kwargs.get("ceil_mode"):
-                geometry = {k: v for k, v in kwargs.items() if k != "ceil_mode"}
-                return windows.max_pool2d(part, indices, *args, **geometry)
-            part = part.dense()
+        if isinstance(part, Windows) and dims == 2:
+            inside = windows.max_pool2d(part, x.total, total.shape[-2:], *args, **kwargs)
+            if inside is not None:
+                return inside
+        part = part.dense() if isinstance(part, Windows) else part
         return part.flatten(-dims).gather(-1, indices.flatten(-dims)).view_as(indices)
 
     return Pair(total, tuple(read(part) for part in x.parts))

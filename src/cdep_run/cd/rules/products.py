@@ -18,15 +18,13 @@ def adds(func, x, y, **kwargs):
         return Pair(total, tuple(
             func(a, b, **kwargs) for a, b in zip(x.dense(), y.dense(), strict=True)
         ))
-    pair = x if isinstance(x, Pair) else y
-
-    def share(rel):
-        zero = torch.zeros_like(rel)
-        own = func(rel, zero, **kwargs) if pair is x else func(zero, rel, **kwargs)
-        before = func(x.total, 0, **kwargs) if pair is x else func(zero, y.total, **kwargs)
-        return share_bias(own.expand_as(total), total, total - before)
-
-    return pair.map(total, share)
+    pair, constant = (x, y) if isinstance(x, Pair) else (y, x)
+    zero = torch.zeros_like(pair.total)
+    bias = func(zero, constant, **kwargs) if pair is x else func(constant, zero, **kwargs)
+    parts = (
+        func(rel, 0, **kwargs) if pair is x else func(zero, rel, **kwargs) for rel in pair.dense()
+    )
+    return Pair(total, share_bias(tuple(p.expand_as(total) for p in parts), total, bias))
 
 
 @register_rule("mul", "div", torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.__truediv__)
