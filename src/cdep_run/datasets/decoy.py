@@ -50,6 +50,7 @@ def decoy_digits(
     seed: int,
     val_size: int,
     test_size: int,
+    ink: int,
     patch_size: int,
     test_patch: str,
     train_size: int | None = None,
@@ -57,15 +58,17 @@ def decoy_digits(
     """The decoy task on scikit-learn's bundled 1,797 handwritten digits; needs no download.
 
     8×8 images in 17 grey levels (UCI optical recognition of handwritten digits, test part, CC BY
-    4.0), up-sampled to 28×28. Arguments as in `decoy_mnist`; `test_size` images are drawn at
-    random for the test.
+    4.0), up-sampled to 28×28. `test_size` images are drawn at random for the test. `ink` is the
+    grey level of a full stroke: at 255 so few examples are learnt from their shape before the net
+    finds the patch, and nothing is left to show. Other arguments as in `decoy_mnist`.
     """
     from sklearn.datasets import load_digits
 
+    if not 1 <= ink <= 255:
+        raise DataError(f"dataset.ink={ink} must lie between 1 and 255")
     digits = load_digits()
-    images = Images(
-        enlarge(torch.from_numpy(digits.images)), torch.from_numpy(digits.target).long()
-    )
+    shapes = enlarge(torch.from_numpy(digits.images), ink)
+    images = Images(shapes, torch.from_numpy(digits.target).long())
     generator = torch.Generator().manual_seed(seed)
     rest, test = hold_out(images, test_size, None, generator)
     train, val = hold_out(rest, val_size, train_size, generator)
@@ -120,13 +123,13 @@ def _patched(part: Images, corner: Tensor, level: Tensor, size: int) -> Images:
     return Images(images, part.labels)
 
 
-def enlarge(images: Tensor) -> Tensor:
-    """Bilinear up-sampling from `[N, 8, 8]` with values 0 to 16 to uint8 `[N, 28, 28]`, 0 to 255.
+def enlarge(images: Tensor, ink: int) -> Tensor:
+    """Bilinear up-sampling from `[N, 8, 8]` with values 0 to 16 to uint8 `[N, 28, 28]`, 0 to `ink`.
 
     The weights are multiples of 1/14, so that all sums are whole numbers, and exact: the same
     image on every machine.
     """
     weights = F.interpolate(torch.eye(8, dtype=torch.float64)[None], size=28, mode="linear")[0]
     weights = (14 * weights).round()  # [8, 28]
-    levels = weights.T @ images.double() @ weights  # 14 · 14 · 16 is white
-    return (levels.long() * 255 // (14 * 14 * 16)).to(torch.uint8)
+    levels = weights.T @ images.double() @ weights  # a full stroke: 14 · 14 · 16
+    return (levels.long() * ink // (14 * 14 * 16)).to(torch.uint8)
