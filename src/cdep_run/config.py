@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING
 
 from cdep_run.errors import ConfigError
@@ -53,6 +54,55 @@ class Config:
     threads: int | None = MISSING
     data_dir: str = MISSING
     resume: bool = MISSING
+
+
+@dataclass
+class Dataset:
+    """What every data set of ours has; one of a user's own is typed only if it names this."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    seed: int = MISSING
+    val_size: int = MISSING
+    train_size: int | None = MISSING
+    strengths: dict[str, float] = MISSING
+
+
+@dataclass
+class Decoy:
+    """Of the patch that gives the label away."""
+
+    patch_size: int = MISSING
+    test_patch: str = MISSING
+
+
+@dataclass
+class DecoyDigits(Decoy, Dataset):
+    """`cdep_run.datasets.decoy.decoy_digits`."""
+
+    test_size: int = MISSING
+    ink: int = MISSING
+
+
+@dataclass
+class Mnist(Dataset):
+    """`cdep_run.datasets.mnist.mnist`."""
+
+    source: str = MISSING
+    data_dir: str = MISSING
+    download: bool = MISSING
+
+
+@dataclass
+class DecoyMnist(Decoy, Mnist):
+    """`cdep_run.datasets.decoy.decoy_mnist`."""
+
+
+@dataclass
+class ColorMnist(Mnist):
+    """`cdep_run.datasets.color_mnist.color_mnist`."""
+
+    pixels: int = MISSING
 
 
 @dataclass
@@ -133,8 +183,28 @@ class MnistCNN:
     hidden: int = MISSING
 
 
+@dataclass
+class SubmititLocal:
+    """`hydra/launcher=submitit_local`: each job of a sweep in a process of its own.
+
+    Takes the place of the configuration of the same name in hydra-submitit-launcher, and so has
+    values here: Hydra would hold a YAML file of that name against the other one's types.
+    """
+
+    _target_: str = "hydra_plugins.cdep_run_launcher.SubmititLocal"
+    parallel: int = 1  # jobs at the same time; with more, say threads=1 or so
+    gpus_per_node: int = 1  # GPUs that a job sees, counted from the first; submitit hides the rest
+    timeout_min: int = 100_000  # minutes until a job is stopped
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"  # what the processes print
+    name: str = "cdep-run"
+
+
 SCHEMAS = {
     "schema": Config,
+    "schema_decoy_digits": DecoyDigits,
+    "schema_mnist": Mnist,
+    "schema_decoy_mnist": DecoyMnist,
+    "schema_color_mnist": ColorMnist,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,
@@ -147,8 +217,11 @@ SCHEMAS = {
 
 def register_schemas() -> None:
     """Make the types known to Hydra under the names that the YAML files refer to."""
+    Plugins.instance()  # finds all plugins now, so that none stores its configuration over ours
+    store = ConfigStore.instance()
     for name, node in SCHEMAS.items():
-        ConfigStore.instance().store(name=name, node=node, provider="cdep-run")
+        store.store(name=name, node=node, provider="cdep-run")
+    store.store("submitit_local", SubmititLocal, group="hydra/launcher", provider="cdep-run")
 
 
 def config_dir() -> Path:

@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from cdep_run.files import read_json, write_atomic, write_json
 STATUS, RESULT, CONFIG, METRICS = "status.json", "result.json", "config.yaml", "metrics.csv"
 
 
-def write_status(folder: Path, state: str, error: str | None = None) -> None:
+def write_status(
+    folder: Path, state: str, overrides: Iterable[str], error: str | None = None
+) -> None:
     """Note how a job stands: running, finished, failed or interrupted, and its error."""
-    write_json(folder / STATUS, {"state": state, "error": error})
+    status = {"state": state, "overrides": list(overrides), "error": error}
+    write_json(folder / STATUS, status)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
@@ -45,29 +45,28 @@ def job(config: DictConfig) -> float | None:
         Final accuracy on the data set's selection split, for sweepers that search; None: failed.
     """
     hydra_config = HydraConfig.get()
+    overrides = hydra_config.overrides.task
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
-    write_status(folder, "running")
+    write_status(folder, "running", overrides)
     try:
         result = train(plain(config), folder)
     except (Interrupted, KeyboardInterrupt):
-        write_status(folder, "interrupted")
-        key, value = ("sweep", hydra_config.sweep.dir) if sweep else ("run", folder)
-        log.warning(
-            "interrupted; to go on, repeat the command with hydra.%s.dir=%s resume=true", key, value
-        )
+        write_status(folder, "interrupted", overrides)
+        where = f"sweep.dir={hydra_config.sweep.dir}" if sweep else f"run.dir={folder}"
+        log.warning("interrupted; to go on, repeat the command with hydra.%s resume=true", where)
         sys.exit(130)
     except Exception as error:
         expected = isinstance(error, CdepError)
         message = str(error) if expected else f"{type(error).__name__}: {error}"
-        write_status(folder, "failed", message)
+        write_status(folder, "failed", overrides, message)
         log.error("cdep-run: error: %s", message, exc_info=True)
         if not sweep and expected:
             sys.exit(1)
         if not sweep:
             raise
         return None
-    write_status(folder, "finished")
+    write_status(folder, "finished", overrides)
     return result["metrics"][result["selection_split"]]["accuracy"]
 
 
@@ -141,7 +140,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     write_json(folder / RESULT, result)
     for name, scores in result["metrics"].items():
         log.info("%-12s %s", name, shown(scores))
-    log.info("%s", folder)
+    print(folder)
     return result
 
 
@@ -156,7 +155,15 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     """Call what `_target_` names with the node's other values as keyword arguments."""
     not_arguments = ("_target_", "name", "strength", "strengths")
     arguments = {key: value for key, value in node.items() if key not in not_arguments}
-    return get_object(node["_target_"])(**arguments, **extra)
+    module, _, name = node["_target_"].rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"_target_: {node['_target_']} cannot be imported ({error}); a module of your own must "
+            "be installed or lie on PYTHONPATH"
+        ) from error
+    return target(**arguments, **extra)
 
 
 def prepare(device: str, threads: int | None) -> torch.device:

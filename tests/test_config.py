@@ -1,0 +1,119 @@
+"""The configuration: what composes, what is refused and in which words."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from running import composed
+
+from cdep_run.config import check, config_dir, refuse_changes
+from cdep_run.errors import ConfigError
+from cdep_run.train import build, plain
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dataset", choices("dataset"))
+@pytest.mark.parametrize("penalty", choices("penalty"))
+def test_every_data_set_composes_with_every_penalty_and_its_default_strength(
+    dataset: str, penalty: str
+) -> None:
+    config = plain(composed(f"dataset={dataset}", f"penalty={penalty}"))
+    check(config)
+    assert config["penalty"]["name"] == penalty
+    assert (config["penalty"]["strength"] > 0) == (penalty != "none")
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{g}={c}" for g in ("model", "penalty", "optimizer", "dataset") for c in choices(g)]
+)
+def test_every_choice_names_arguments_that_its_target_has(choice: str) -> None:
+    group = choice.partition("=")[0]
+    node = plain(composed(choice))[group]
+    module, _, name = node.pop("_target_").rpartition(".")
+    target = getattr(importlib.import_module(module), name)
+    for key in ("strength", "strengths", *(() if group == "model" else ("name",))):
+        node.pop(key, None)
+    extra: dict[str, Any] = {
+        "model": {"input_shape": (1, 28, 28), "num_classes": 10},
+        "optimizer": {"params": []},
+    }.get(group, {})
+    inspect.signature(target).bind(**node, **extra)
+
+
+def test_what_the_command_line_chooses_wins_over_what_the_data_set_chooses() -> None:
+    assert composed("dataset=tiny").model._target_ == "tiny_data.TinyNet"
+    assert composed("dataset=tiny", "model=mnist_cnn").model.hidden == 256
+    assert composed("model=mnist_cnn", "dataset=tiny").model.hidden == 256
+    assert composed("training.epochs=7", "dataset=tiny").training.epochs == 7
+
+
+def test_a_misspelt_key_is_refused_by_name() -> None:
+    with pytest.raises(ConfigCompositionException) as error:
+        composed("training.epohs=3")
+    assert "epohs" in f"{error.value} {error.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=abc", "training.epochs=2.5", "training.restore_best=maybe", "penalty.strength=big",
+     "penalty.form=par", "optimizer.lr=fast", "precision=fp8", "model.hidden=wide",
+     "dataset.seed=x", "resume=2024-01-01"],
+)  # fmt: skip
+def test_a_wrong_type_fails_at_composition(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(override)
+
+
+def test_a_wrong_form_is_answered_with_the_forms_there_are() -> None:
+    with pytest.raises(ConfigCompositionException) as error:
+        composed("penalty=cdep", "penalty.form=par")
+    assert "[pair, centred, classwise, text]" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("group", ["dataset", "penalty", "model", "optimizer"])
+def test_an_unknown_choice_is_answered_with_the_choices_there_are(group: str) -> None:
+    with pytest.raises(MissingConfigException) as error:
+        composed(f"{group}=nope")
+    assert all(choice in str(error.value) for choice in choices(group))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("penalty.strength=-1", "penalty.strength is -1.0; accepted: 0 or more"),
+        ("penalty.strength=nan", "penalty.strength is nan"),
+        ("training.batch_size=0", "training.batch_size is 0; accepted: 1 or more"),
+        ("training.patience=-1", "training.patience is -1"),
+        ("device=gpu", "device is 'gpu'; accepted: auto, cpu"),
+        ("optimizer.lr=-0.1", "optimizer.lr is -0.1"),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(plain(composed(override)))
+
+
+def test_only_what_does_not_change_training_may_change_on_resuming() -> None:
+    old = {"seed": 0, "data_dir": "a", "penalty": {"strength": 1.0}, "resume": False}
+    refuse_changes(old, old | {"data_dir": "b", "resume": True})
+    with pytest.raises(ConfigError, match=r"\(penalty.strength: 1.0 → 2.0; seed: 0 → 1\)"):
+        refuse_changes(old, old | {"seed": 1, "penalty": {"strength": 2.0}})
+
+
+def test_a_target_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(ConfigError, match="no_such_module.thing cannot be imported"):
+        build({"_target_": "no_such_module.thing"})
+
+
+def test_torch_is_not_imported_before_the_configuration_is_checked() -> None:
+    code = "import cdep_run.train, cdep_run.sweep, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
