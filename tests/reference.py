@@ -70,7 +70,11 @@ def symmetric(f: Callable[[Tensor], Tensor], relevant: Tensor, irrelevant: Tenso
 
 
 def max_pool(layer: nn.MaxPool2d, relevant: Tensor, irrelevant: Tensor) -> Pair:
-    """The position is chosen by β + γ; both parts are read there."""
+    """The position is chosen by β + γ; both parts are read there.
+
+    Where two positions hold the same activation (such as a bias over dead inputs) the last bit of
+    the sum β + γ decides here, and not necessarily as it would in an ordinary pass.
+    """
     _, position = F.max_pool2d(
         relevant + irrelevant,
         layer.kernel_size,
