@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -37,3 +38,28 @@ class Batch:
     inputs: Tensor
     labels: Tensor
     groups: Groups | None = None
+
+
+def fit_mask(inputs: Tensor, mask: Tensor) -> Tensor:
+    """`mask` with a group axis, `[N or 1, G, *features]`, if it fits `inputs` `[N, *features]`.
+
+    Raises:
+        ValueError: wrong type, device or shape; says what came and what is accepted.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool, got {mask.dtype}; write mask > 0")
+    if mask.device != inputs.device:
+        raise ValueError(
+            f"the mask is on {mask.device}, the inputs are on {inputs.device}; move one of them"
+        )
+    grouped = mask if mask.dim() == inputs.dim() + 1 else mask.unsqueeze(1)
+    features = (grouped.shape[0], *grouped.shape[2:])
+    if grouped.dim() != inputs.dim() + 1 or grouped.shape[1] == 0 or any(
+        m not in (1, n) for m, n in zip(features, inputs.shape, strict=True)
+    ):
+        raise ValueError(
+            f"mask is {list(mask.shape)}, inputs are {list(inputs.shape)}: it must be "
+            "[N or 1, *features] or [N or 1, groups, *features]; a mask without a batch axis "
+            "wants mask[None], one without a channel axis mask[:, None]"
+        )
+    return grouped

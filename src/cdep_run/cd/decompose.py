@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdep_run.batch import Box
+from cdep_run.batch import Box, fit_mask
 from cdep_run.cd.pair import Pair, Part
 from cdep_run.cd.registry import MissingRuleError, use_variants
 from cdep_run.cd.windows import Windows
@@ -65,9 +65,9 @@ def decompose(
         MissingRuleError: the forward uses an op without a rule; names the op and the module.
         ValueError: the mask does not fit `x`, or the model's output is not `[N, C]`.
     """
-    grouped, masks = _groups_first(x, mask)
-    if boxes is not None and len(boxes) != len(masks):
-        raise ValueError(f"boxes are given for {len(boxes)} groups, the mask has {len(masks)}")
+    masks = fit_mask(x, mask).unbind(1)
+    if boxes is not None:
+        _check_boxes(x, boxes, len(masks))
     parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
     try:
         with use_variants(rules or {}):
@@ -81,39 +81,30 @@ def decompose(
         raise ValueError(f"the model's output must be logits [N, C], got {what}")
     relevant = torch.stack(tuple(output.dense()), 1)
     irrelevant = output.total.unsqueeze(1) - relevant
-    return Decomposition(relevant, irrelevant) if grouped else Decomposition(
+    return Decomposition(relevant, irrelevant) if mask.dim() == x.dim() + 1 else Decomposition(
         relevant[:, 0], irrelevant[:, 0]
     )
 
 
-def _groups_first(x: Tensor, mask: Tensor) -> tuple[bool, tuple[Tensor, ...]]:
-    """Whether the mask has a group axis, and one mask `[N or 1, *features]` a group; checked."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise ValueError(
-            f"the mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}; "
-            "write mask.bool() or mask > 0"
-        )
-    if mask.device != x.device:
-        raise ValueError(f"the mask is on {mask.device}, the inputs are on {x.device}; move one")
-    grouped = mask.dim() == x.dim() + 1
-    masks = mask.unbind(1) if grouped else (mask,)
-    fits = masks and masks[0].dim() == x.dim() and all(
-        m in (1, n) for m, n in zip(masks[0].shape, x.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask is {list(mask.shape)}, inputs are {list(x.shape)}: it must be "
-            "[N or 1, *features] or [N or 1, groups, *features]; a mask without a batch axis "
-            "wants mask[None], one without a channel axis mask[:, None]"
-        )
-    return grouped, masks
+def _check_boxes(x: Tensor, boxes: Sequence[Sequence[Box]], groups: int) -> None:
+    if len(boxes) != groups:
+        raise ValueError(f"boxes are given for {len(boxes)} groups, the mask has {groups}")
+    if x.dim() != 4:
+        raise ValueError(f"boxes are for images [N, C, H, W], the inputs are {list(x.shape)}")
+    height, width = x.shape[-2:]
+    for top, bottom, left, right in (box for group in boxes for box in group):
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(
+                f"box (top {top}, bottom {bottom}, left {left}, right {right}) is empty or not "
+                f"inside the image of {height} x {width}"
+            )
 
 
 def _part(x: Tensor, mask: Tensor, boxes: Sequence[Box] | None) -> Part:
     """The relevant part of the input: x inside the group, 0 outside; of token ids the mask."""
     if not x.is_floating_point():
         return mask.expand_as(x)
-    if boxes and x.dim() == 4:
+    if boxes:
         plane = mask.expand(*mask.shape[:2], *x.shape[-2:])
         if (windows := Windows.of_input(x, plane, boxes)) is not None:
             return windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdep_run.batch import Batch, Groups
+from cdep_run.batch import Batch, Groups, fit_mask
 from cdep_run.errors import CdepError
 
 
@@ -17,11 +17,18 @@ def groups_of(batch: Batch, penalty: object) -> Groups:
 
     Raises:
         PenaltyError: the data set has no annotation for this batch.
+        ValueError: the mask does not fit the inputs.
     """
     if batch.groups is None:
         raise PenaltyError(
             f"{type(penalty).__name__} needs to know which features must not matter, but the data "
             "set gives no groups; choose a data set with annotation, or penalty=none"
+        )
+    fit_mask(batch.inputs, batch.groups.mask)
+    if batch.groups.mask.dim() != batch.inputs.dim() + 1:
+        raise ValueError(
+            f"the mask of a batch is [N or 1, groups, *features]; this one, "
+            f"{list(batch.groups.mask.shape)}, wants a group axis: mask[:, None]"
         )
     return batch.groups
 

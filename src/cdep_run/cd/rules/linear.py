@@ -44,12 +44,12 @@ class BiasShare(torch.autograd.Function):
             # With s = |Wβ| / both: ds/d|Wβ| = (1 − s) / both, ds/d|Wγ| = −s / both.
             both = (relevant.abs() + irrelevant.abs()).clamp_min_(torch.finfo(grad.dtype).tiny)
             share = relevant.abs() / both
-            weighted = grad * bias / both
-            by_irrelevant = share * weighted * irrelevant.sign()
+            # The signs, 0 where both parts are 0, come before the division: nothing overflows.
+            weight = grad * bias
+            by_irrelevant = (share * irrelevant.sign()).div_(both).mul_(weight)
+            by_relevant = (1 - share).mul_(relevant.sign()).div_(both).mul_(weight)
             by_bias += torch.addcmul(by_irrelevant, grad, share).sum_to_size(bias.shape)
-            by_parts.append(
-                torch.addcmul(grad, weighted, (1 - share) * relevant.sign()).add_(by_irrelevant)
-            )
+            by_parts.append(by_relevant.add_(grad).add_(by_irrelevant))
             if place is None:
                 by_total.sub_(by_irrelevant)
             else:
