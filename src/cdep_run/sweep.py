@@ -30,6 +30,9 @@ class Jobs(Callback):
         """After the last job of a sweep: what finished, what failed and where."""
         folders = [path.parent for path in Path(config.hydra.sweep.dir).rglob(STATUS)]
         rows = [job_row(folder) for folder in sorted(folders, key=natural)]
+        shared = set.intersection(*(set(row["settings"].split()) for row in rows))
+        for row in rows if len(rows) > 1 else ():
+            row["settings"] = " ".join(s for s in row["settings"].split() if s not in shared)
         print("\n" + format_table(rows))
         finished = sum(row["state"] == "finished" for row in rows)
         print(f"{finished} of {len(rows)} jobs finished: {config.hydra.sweep.dir}")
