@@ -54,8 +54,10 @@ def fit_mask(inputs: Tensor, mask: Tensor) -> Tensor:
         )
     grouped = mask if mask.dim() == inputs.dim() + 1 else mask.unsqueeze(1)
     features = (grouped.shape[0], *grouped.shape[2:])
-    if grouped.dim() != inputs.dim() + 1 or grouped.shape[1] == 0 or any(
-        m not in (1, n) for m, n in zip(features, inputs.shape, strict=True)
+    if (
+        grouped.dim() != inputs.dim() + 1
+        or grouped.shape[1] == 0
+        or any(m not in (1, n) for m, n in zip(features, inputs.shape, strict=True))
     ):
         raise ValueError(
             f"mask is {list(mask.shape)}, inputs are {list(inputs.shape)}: it must be "

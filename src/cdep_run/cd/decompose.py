@@ -1,10 +1,9 @@
-"""`decompose`: run a model on a pair and read off what a feature group contributed to its output."""
+"""`decompose`: run a model on a pair and read off what feature groups contributed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +80,10 @@ def decompose(
         raise ValueError(f"the model's output must be logits [N, C], got {what}")
     relevant = torch.stack(tuple(output.dense()), 1)
     irrelevant = output.total.unsqueeze(1) - relevant
-    return Decomposition(relevant, irrelevant) if mask.dim() == x.dim() + 1 else Decomposition(
-        relevant[:, 0], irrelevant[:, 0]
+    return (
+        Decomposition(relevant, irrelevant)
+        if mask.dim() == x.dim() + 1
+        else Decomposition(relevant[:, 0], irrelevant[:, 0])
     )
 
 

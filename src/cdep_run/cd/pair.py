@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import registry
-from cdep_run.cd.windows import Windows
+from cdep_run.cd.windows import Windows, inside
 
 Part = Tensor | Windows
 
@@ -39,20 +39,27 @@ class Pair(torch.Tensor):
         self.total, self.parts, self._aliased = total, parts, False
         return self
 
-    def map(self, total: Tensor, fn: Callable[[Tensor], Tensor], local: bool = False) -> Pair:
-        """The pair of `total` and `fn(relevant)` for each group.
-
-        Args:
-            total: the op's ordinary result.
-            fn: the relevant part's rule, from tensor to tensor.
-            local: `fn` works element by element and maps 0 to 0; then a part that is zero outside
-                some windows is computed inside them only.
-        """
-        if local:
-            return Pair(total, tuple(
-                part.map(fn) if isinstance(part, Windows) else fn(part) for part in self.parts
-            ))
+    def map(self, total: Tensor, fn: Callable[[Tensor], Tensor]) -> Pair:
+        """The pair of `total`, the op's ordinary result, and `fn(relevant)` for each group."""
         return Pair(total, tuple(fn(part) for part in self.dense()))
+
+    def map_elements(self, total: Tensor, fn: Callable[..., Tensor], *context: Tensor) -> Pair:
+        """As `map`, for `fn(relevant, *context)` that works element by element and maps 0 to 0.
+
+        A part that is zero outside some windows is computed, and the context read, inside them
+        only. `context` are tensors of the parts' shape.
+        """
+        read = zip(*(inside(tensor, self.parts) for tensor in context), strict=True)
+        parts = zip(self.parts, read if context else ((),) * len(self.parts), strict=True)
+        return Pair(
+            total,
+            tuple(
+                part.with_values(fn(part.values, *here))
+                if isinstance(part, Windows)
+                else fn(part, *here)
+                for part, here in parts
+            ),
+        )
 
     def dense(self) -> Iterator[Tensor]:
         """The relevant parts as ordinary tensors of the total's shape, one a group."""
@@ -68,7 +75,7 @@ class Pair(torch.Tensor):
             self.total, self.parts = result.total, result.parts
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Pair(total={self.total!r}, groups={len(self.parts)})"
 
     @classmethod

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 Rule = Callable[..., Any]
 
 _RULES: dict[Callable, Rule] = {}
+_found: dict[Callable, tuple[Rule, Callable, bool]] = {}  # what `find` answered
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn, torch.linalg)
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -21,7 +22,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Rules of which the literature knows several forms; the first name is the default."""
 
-_variants: ContextVar[Mapping[str, str]] = ContextVar("variants", default={})
+_variants: ContextVar[Mapping[str, str] | None] = ContextVar("variants", default=None)
 
 
 class MissingRuleError(NotImplementedError):
@@ -29,7 +30,8 @@ class MissingRuleError(NotImplementedError):
 
     def __init__(self, name: str, module_path: str | None = None):
         self.name, self.module_path = name, module_path
-        where = "" if module_path is None else f" (in module '{module_path or '<the model itself>'}')"
+        module = module_path or "<the model itself>"
+        where = "" if module_path is None else f" (in module '{module}')"
         super().__init__(
             f"no decomposition rule for {name}{where}. Register one:\n"
             f"    @cdep_run.cd.register_rule({name})\n"
@@ -65,7 +67,7 @@ def register_rule(*functions: Callable | str) -> Callable[[Rule], Rule]:
         for function in functions:
             for alias in aliases(function) if isinstance(function, str) else [function]:
                 _RULES[alias] = rule
-        find.cache.clear()
+        _found.clear()
         return rule
 
     return decorator
@@ -76,7 +78,8 @@ def describe(func: Callable) -> str:
     name = getattr(func, "__name__", repr(func))
     for namespace in _NAMESPACES:
         if getattr(namespace, name, None) is func:
-            return f"{namespace.__module__ + '.Tensor' if isinstance(namespace, type) else namespace.__name__}.{name}"
+            owner = "torch.Tensor" if namespace is torch.Tensor else namespace.__name__
+            return f"{owner}.{name}"
     return f"{getattr(func, '__module__', None) or 'torch'}.{name}"
 
 
@@ -96,18 +99,15 @@ def find(func: Callable) -> tuple[Rule, Callable, bool]:
     Raises:
         MissingRuleError: no rule is registered for `func`.
     """
-    cached = find.cache.get(func)
+    cached = _found.get(func)
     if cached is None:
         rule, target, in_place = _RULES.get(func), func, False
         if rule is None and (base := _out_of_place(func)) is not None:
             rule, target, in_place = _RULES.get(base), base, True
         if rule is None:
             raise MissingRuleError(describe(func))
-        cached = find.cache[func] = (rule, target, in_place)
+        cached = _found[func] = (rule, target, in_place)
     return cached
-
-
-find.cache = {}  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -129,4 +129,4 @@ def use_variants(variants: Mapping[str, str]) -> Iterator[None]:
 
 def variant(name: str) -> str:
     """The variant of rule `name` in force; without a choice the first one of `VARIANTS`."""
-    return _variants.get().get(name, VARIANTS[name][0])
+    return (_variants.get() or {}).get(name, VARIANTS[name][0])

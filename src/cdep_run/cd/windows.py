@@ -7,7 +7,7 @@ for them, the part becomes an ordinary tensor again; the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +21,14 @@ Rectangle = tuple[int, int, int, int]
 """Top, left, height, width; may reach beyond the plane, where everything is zero."""
 
 
-def _overlay(
-    target: Tensor, source: Tensor, offset: Corner, add: bool = False
-) -> None:
+def _overlay(target: Tensor, source: Tensor, offset: Corner, add: bool = False) -> None:
     """Write (or add) `source` into `target`, both `[…, h, w]`, where source + offset lies in it."""
     (th, tw), (sh, sw) = target.shape[-2:], source.shape[-2:]
     top, left = max(0, offset[0]), max(0, offset[1])
     bottom, right = min(th, offset[0] + sh), min(tw, offset[1] + sw)
     if bottom <= top or right <= left:
         return
-    inner = source[
-        ..., top - offset[0] : bottom - offset[0], left - offset[1] : right - offset[1]
-    ]
+    inner = source[..., top - offset[0] : bottom - offset[0], left - offset[1] : right - offset[1]]
     into = target[..., top:bottom, left:right]
     if add:
         into.add_(inner)
@@ -102,6 +98,23 @@ def paste(x: Tensor, values: Tensor, corners: Sequence[Corner]) -> None:
         _overlay(x, source, corner, add=True)
 
 
+class _Inside(torch.autograd.Function):
+    """A plane inside the windows of several groups at once: its gradient is gathered in place."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, places: Sequence[tuple[Sequence[Corner], Sequence[int]]]):
+        ctx.places, ctx.like = places, (x.shape, x.dtype, x.device)
+        return tuple(cut(x, *place) for place in places)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        shape, dtype, device = ctx.like
+        gathered = torch.zeros(shape, dtype=dtype, device=device)
+        for grad, (corners, _) in zip(grads, ctx.places, strict=True):
+            paste(gathered, grad, corners)
+        return gathered, None
+
+
 Spans = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 """For each rectangle the half-open row range and column range."""
 
@@ -146,15 +159,16 @@ class Windows:
             boxes: (top, bottom, left, right); several sizes are widened to the largest one.
         """
         size = (x.shape[-2], x.shape[-1])
-        placed = _place([((top, bottom), (left, right)) for top, bottom, left, right in boxes], size)
+        spans = [((top, bottom), (left, right)) for top, bottom, left, right in boxes]
+        placed = _place(spans, size)
         if placed is None:
             return None
         inside = cut(mask.expand(len(x), *mask.shape[1:]), *placed)
         return cls(_Read.apply(x, *placed) * inside, placed[0], size)
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Windows:
-        """Windows of `fn(values)`; `fn` works element by element and maps 0 to 0."""
-        return Windows(fn(self.values), self.corners, self.size)
+    def with_values(self, values: Tensor) -> Windows:
+        """The same windows holding other values."""
+        return Windows(values, self.corners, self.size)
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
@@ -165,8 +179,20 @@ class Windows:
 
         Each holds its own window only; the rectangles are of one size.
         """
-        offsets = [(t - r, le - c) for (t, le), (r, c, *_) in zip(self.corners, rectangles, strict=True)]
+        offsets = [
+            (top - r, left - c)
+            for (top, left), (r, c, *_) in zip(self.corners, rectangles, strict=True)
+        ]
         return _Move.apply(self.values, offsets, rectangles[0][2:])
+
+
+def inside(x: Tensor, parts: Sequence[Tensor | Windows]) -> tuple[Tensor, ...]:
+    """What `x` `[N, C, H, W]` holds where each part is stored: its windows, or everywhere."""
+    windows = [part for part in parts if isinstance(part, Windows)]
+    if not windows:
+        return (x,) * len(parts)
+    cuts = iter(_Inside.apply(x, [(part.corners, part.values.shape[-2:]) for part in windows]))
+    return tuple(next(cuts) if isinstance(part, Windows) else x for part in parts)
 
 
 @dataclass(frozen=True)
@@ -193,8 +219,10 @@ class _Geometry:
 
     def first_input(self, output: Corner) -> Corner:
         """The first input that an output sees; negative inside the padding."""
-        return (output[0] * self.stride[0] - self.padding[0],
-                output[1] * self.stride[1] - self.padding[1])
+        return (
+            output[0] * self.stride[0] - self.padding[0],
+            output[1] * self.stride[1] - self.padding[1],
+        )
 
     def seen(self, axis: int, outputs: int) -> int:
         """How many inputs so many neighbouring outputs see."""
@@ -210,7 +238,7 @@ class _Geometry:
 
 def _readings(
     windows: Windows, corners: Sequence[Corner], size: tuple[int, int], geometry: _Geometry
-) -> Iterator[tuple[Windows, Rectangle, tuple[slice, slice]]]:
+) -> list[tuple[Windows, Rectangle, tuple[slice, slice]]]:
     """How to convolve windows into outputs at `corners`: stacks of windows, inputs, kernel taps.
 
     Without stride and dilation most taps of an output near a window's edge meet zeros only. They
@@ -230,17 +258,20 @@ def _readings(
             first = min(first, kernel - 1)
             last = max(last, first + 1)
             taps.append((first, last))
-            rectangle.append((
-                start[axis] + first,
-                geometry.seen(axis, size[axis]) - (kernel - (last - first)) * geometry.dilation[axis],
-            ))
+            unused = (kernel - (last - first)) * geometry.dilation[axis]
+            rectangle.append((start[axis] + first, geometry.seen(axis, size[axis]) - unused))
         ((r, height), (c, width)) = rectangle
-        readings.append((Windows(values, ((top - r, left - c),), windows.size),
-                         (0, 0, height, width), tuple(slice(*t) for t in taps)))
+        readings.append(
+            (
+                Windows(values, ((top - r, left - c),), windows.size),
+                (0, 0, height, width),
+                (slice(*taps[0]), slice(*taps[1])),
+            )
+        )
     if all(reading[1:] == readings[0][1:] for reading in readings):
         offsets = tuple(reading[0].corners[0] for reading in readings)
         readings = [(Windows(windows.values, offsets, windows.size), *readings[0][1:])]
-    return iter(readings)
+    return readings
 
 
 def _pair(value) -> tuple[int, int]:
@@ -248,8 +279,13 @@ def _pair(value) -> tuple[int, int]:
 
 
 def conv2d(
-    windows: Windows, out_size: Sequence[int], weight: Tensor,
-    stride=1, padding=0, dilation=1, groups: int = 1,
+    windows: Windows,
+    out_size: Sequence[int],
+    weight: Tensor,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
 ) -> Windows | Tensor:
     """Convolution without bias of windows: the same numbers as on the whole plane.
 
@@ -268,7 +304,9 @@ def conv2d(
     full = lambda: F.conv2d(windows.dense(), weight, None, stride, padding, dilation, groups)  # noqa: E731
     if isinstance(padding, str):
         return full()
-    geometry = _Geometry(tuple(weight.shape[-2:]), _pair(stride), _pair(padding), _pair(dilation))
+    geometry = _Geometry(
+        (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
+    )
     placed = _place(geometry.spans(windows, out_size), out_size)
     scatter = geometry.stride == (1, 1) and groups == 1
     if placed is None:
@@ -283,26 +321,42 @@ def conv2d(
         spread = F.conv_transpose2d(
             windows.values, weight.flip(-2, -1).transpose(0, 1), dilation=dilation
         )
-        tops = [
-            tuple(c + geometry.padding[axis] - geometry.reach(axis) for axis, c in enumerate(corner))
-            for corner in windows.corners
-        ]
-        reached = Windows(spread, tuple(tops), (out_size[0], out_size[1]))
+        up = geometry.reach(0) - geometry.padding[0]
+        back = geometry.reach(1) - geometry.padding[1]
+        starts = tuple((top - up, left - back) for top, left in windows.corners)
+        reached = Windows(spread, starts, (out_size[0], out_size[1]))
         if placed is None:
             return reached.dense()
         values = reached.read([(*c, oh, ow) for c in corners])
     else:
-        values = torch.cat([
-            F.conv2d(stack.read([rectangle] * len(stack.corners)), weight[..., rows, columns],
-                     None, stride, 0, dilation, groups)
-            for stack, rectangle, (rows, columns) in _readings(windows, corners, (oh, ow), geometry)
-        ])
+        values = torch.cat(
+            [
+                F.conv2d(
+                    stack.read([rectangle] * len(stack.corners)),
+                    weight[..., rows, columns],
+                    None,
+                    stride,
+                    0,
+                    dilation,
+                    groups,
+                )
+                for stack, rectangle, (rows, columns) in _readings(
+                    windows, corners, (oh, ow), geometry
+                )
+            ]
+        )
     return Windows(values, corners, (out_size[0], out_size[1]))
 
 
 def max_pool2d(
-    windows: Windows, total: Tensor, out_size: Sequence[int],
-    kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
+    windows: Windows,
+    total: Tensor,
+    out_size: Sequence[int],
+    kernel_size,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode: bool = False,
 ) -> Windows | None:
     """The windows' values at the positions that max pooling of the total chooses.
 
@@ -331,7 +385,10 @@ def max_pool2d(
         return None
     _, indices = F.max_pool2d_with_indices(
         cut(total.detach(), top_lefts, (height, width)),
-        kernel_size, geometry.stride, 0, dilation,
+        geometry.kernel,
+        geometry.stride,
+        0,
+        geometry.dilation,
     )
     values = windows.read([(r, c, height, width) for r, c in top_lefts])
     picked = values.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.linear import share_bias
 
@@ -18,11 +17,11 @@ def symmetric(func, x, *args, **kwargs):
     total = func(x.total, *args, **kwargs)
     at_zero = func(torch.zeros_like(total[(0,) * total.dim()]), *args, **kwargs).detach()
 
-    def part(rel):
-        f = func(rel, *args, **kwargs) - func(x.total - rel, *args, **kwargs) + total
-        return (f - at_zero) / 2
+    def part(rel, before, after):
+        without = func(before - rel, *args, **kwargs)
+        return (func(rel, *args, **kwargs) + after - without - at_zero) / 2
 
-    return Pair(total, share_bias(tuple(map(part, x.dense())), total, at_zero))
+    return share_bias(x.map_elements(total, part, x.total, total), at_zero)
 
 
 @register_rule("relu")
@@ -30,9 +29,7 @@ def rectifier(func, x, *args, **kwargs):
     """β' = ReLU(β), γ' = ReLU(β + γ) − ReLU(β); variant "symmetric" selectable."""
     if variant("relu") == "symmetric":
         return symmetric(func, x, *args, **kwargs)
-    return x.map(
-        func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs), local=True
-    )
+    return x.map_elements(func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs))
 
 
 register_rule("tanh", "sigmoid")(symmetric)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule
 from cdep_run.cd.rules.linear import share_bias
 
 
 @register_rule("batch_norm")
 def batch_norm(
-    func, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1,
+    func,
+    x,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
     eps=1e-5,
 ):
     """An affine map a·x + c, a = w/√(σ² + ε), c = b − a·μ; c is shared out like any bias.
@@ -32,8 +37,7 @@ def batch_norm(
     constant = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    scaled = x.map(total, lambda rel: rel * scale, local=True)
-    return Pair(total, share_bias(scaled.parts, total, constant))
+    return share_bias(x.map_elements(total, lambda rel: rel * scale), constant)
 
 
 @register_rule("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")

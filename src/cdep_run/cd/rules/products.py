@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
@@ -15,16 +14,19 @@ def adds(func, x, y, **kwargs):
     """a ± b: part by part. A constant has no part of its own: it is shared out like a bias."""
     total = func(total_of(x), total_of(y), **kwargs)
     if isinstance(x, Pair) and isinstance(y, Pair):
-        return Pair(total, tuple(
-            func(a, b, **kwargs) for a, b in zip(x.dense(), y.dense(), strict=True)
-        ))
+        return Pair(
+            total, tuple(func(a, b, **kwargs) for a, b in zip(x.dense(), y.dense(), strict=True))
+        )
     pair, constant = (x, y) if isinstance(x, Pair) else (y, x)
     zero = torch.zeros_like(pair.total)
     bias = func(zero, constant, **kwargs) if pair is x else func(constant, zero, **kwargs)
-    parts = (
-        func(rel, 0, **kwargs) if pair is x else func(zero, rel, **kwargs) for rel in pair.dense()
+    own = pair.map(
+        total,
+        lambda rel: (func(rel, 0, **kwargs) if pair is x else func(zero, rel, **kwargs)).expand_as(
+            total
+        ),
     )
-    return Pair(total, share_bias(tuple(p.expand_as(total) for p in parts), total, bias))
+    return share_bias(own, bias)
 
 
 @register_rule("mul", "div", torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.__truediv__)

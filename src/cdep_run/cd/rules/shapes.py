@@ -1,4 +1,4 @@
-"""Ops that move or average data and so act on both parts alike, and ops that only read the total."""
+"""Ops that move or average data, on both parts alike, and ops that only read the total."""
 
 from __future__ import annotations
 
@@ -26,10 +26,30 @@ def _view(x: Pair, result: Pair) -> Pair:
 
 
 register_rule(
-    "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
-    "chunk", "split", "expand", "movedim", "roll", "flip", "unflatten", "narrow", "t",
-    torch.Tensor.__getitem__, torch.Tensor.T.__get__, torch.Tensor.mT.__get__,
-    "clone", "detach", "sum", "mean",
+    "flatten",
+    "reshape",
+    "view",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "contiguous",
+    "chunk",
+    "split",
+    "expand",
+    "movedim",
+    "roll",
+    "flip",
+    "unflatten",
+    "narrow",
+    "t",
+    torch.Tensor.__getitem__,
+    torch.Tensor.T.__get__,
+    torch.Tensor.mT.__get__,
+    "clone",
+    "detach",
+    "sum",
+    "mean",
 )(moves)
 
 
@@ -39,7 +59,8 @@ def joins(func, tensors, *args, **kwargs):
     total = func(total_of(tensors), *args, **kwargs)
     groups = len(next(t for t in tensors if isinstance(t, Pair)).parts)
     columns = [
-        tuple(t.dense()) if isinstance(t, Pair) else (torch.zeros_like(t),) * groups for t in tensors
+        tuple(t.dense()) if isinstance(t, Pair) else (torch.zeros_like(t),) * groups
+        for t in tensors
     ]
     return Pair(total, tuple(func(parts, *args, **kwargs) for parts in zip(*columns, strict=True)))
 
@@ -50,12 +71,45 @@ def reads(func, *args, **kwargs):
 
 
 register_rule(
-    "size", "dim", "numel", "is_floating_point", "is_complex", "stride", "is_contiguous",
-    "zeros_like", "ones_like", "new_zeros", "new_ones", "item", "argmax",
-    "gt", "ge", "lt", "le", "eq", "ne", "isnan", "isfinite",
-    Tensor.__len__, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
-    *(getattr(Tensor, name).__get__ for name in (
-        "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "is_sparse",
-        "is_quantized", "is_mkldnn",
-    )),
+    "size",
+    "dim",
+    "numel",
+    "is_floating_point",
+    "is_complex",
+    "stride",
+    "is_contiguous",
+    "zeros_like",
+    "ones_like",
+    "new_zeros",
+    "new_ones",
+    "item",
+    "argmax",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "isnan",
+    "isfinite",
+    Tensor.__len__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+    *(
+        vars(torch._C.TensorBase)[name].__get__
+        for name in (
+            "shape",
+            "ndim",
+            "dtype",
+            "device",
+            "layout",
+            "is_cuda",
+            "requires_grad",
+            "is_sparse",
+            "is_quantized",
+            "is_mkldnn",
+        )
+    ),
 )(reads)
