@@ -233,7 +233,7 @@ def test_a_mask_of_the_wrong_shape_is_refused_with_both_shapes(shape):
     message = str(error.value)
     for numbers in (shape, x.shape):
         assert ", ".join(map(str, numbers)) in message
-    assert "N or 1, groups, " in message and "mask[None]" in message
+    assert "groups" in message and "mask[None" in message
 
 
 def test_a_mask_on_another_device_is_refused_with_both_devices():
