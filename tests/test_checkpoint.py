@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from running import run, weights
 
 from cdep_run.checkpoint import Checkpoints
 from cdep_run.errors import CheckpointError, ConfigError
 from cdep_run.loop import Trainer
 from cdep_run.record import METRICS
 from cdep_run.signals import Interrupted
+from running import run, weights
 
 EXACT = ("penalty=rrr", "training.restore_best=true", "training.patience=5")
 

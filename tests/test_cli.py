@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from running import TESTS, TINY, command, run, weights
 
 OWN = ("--config-dir", str(TESTS / "configs"))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from running import composed
 
 from cdep_run.config import check, config_dir, refuse_changes
 from cdep_run.errors import ConfigError
 from cdep_run.train import build, plain
+from running import composed
 
 
 def choices(group: str) -> list[str]:
@@ -110,7 +110,7 @@ def test_only_what_does_not_change_training_may_change_on_resuming() -> None:
 
 
 def test_a_target_that_cannot_be_imported_is_named() -> None:
-    with pytest.raises(ConfigError, match="no_such_module.thing cannot be imported"):
+    with pytest.raises(ConfigError, match=r"no_such_module\.thing cannot be imported"):
         build({"_target_": "no_such_module.thing"})
 
 

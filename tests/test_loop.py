@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from running import composed, run, weights
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.config import Training
@@ -16,6 +15,7 @@ from cdep_run.errors import ConfigError, TrainingError
 from cdep_run.loop import Trainer, reseed
 from cdep_run.record import read_result
 from cdep_run.train import check_data, plain
+from running import composed, run, weights
 from tiny_data import TinyNet, tiny
 
 

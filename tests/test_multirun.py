@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from running import TESTS, TINY, command
 
 from cdep_run.sweep import format_table
+from running import TESTS, TINY, command
 
 SWEEP = ("--config-dir", str(TESTS / "configs"), "-m", *TINY, "hydra.sweep.dir=sweep",
          "penalty=none", "penalty.strength=1")  # fmt: skip

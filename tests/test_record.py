@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import run
 
 from cdep_run import files, record
 from cdep_run.metrics import scores
+from running import run
 
 
 def test_a_run_writes_its_settings_epochs_events_checkpoints_and_result(tmp_path: Path) -> None:

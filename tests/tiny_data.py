@@ -16,7 +16,7 @@ SIZE, CLASSES = 6, 3
 
 
 def tiny(seed: int, count: int) -> Bunch:
-    """Images `[count, 1, 6, 6]`: row k is bright for class k, and in training so is a corner pixel."""
+    """Images `[count, 1, 6, 6]`: one pixel is bright by class, in training and val a second one."""
     generator = torch.Generator().manual_seed(seed)
 
     def split(shortcut: bool, count: int) -> TensorSplit:

@@ -70,6 +70,6 @@ def _read(path: Path) -> dict[str, Any]:
     actual = hashlib.sha256(data).hexdigest()
     if actual != expected:
         raise CheckpointError(
-            f"{path} is damaged: its content has SHA-256 {actual[:16]}…, written was {expected[:16]}…"
+            f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[:16]}…"
         )
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -46,6 +46,10 @@ class Progress:
     best_loss: float = math.inf  # lowest loss on `val`
     history: list[Row] = field(default_factory=list)  # one row for each finished epoch
 
+    def column(self, name: str) -> list[float]:
+        """One number of every finished epoch."""
+        return [value for row in self.history if (value := row[name]) is not None]
+
 
 def reseed(*counters: int) -> None:
     """Seed torch on every device from counters alone, so that resuming needs no generator state."""
@@ -84,7 +88,8 @@ class Trainer:
         report: Callable[[], None],
         stop: Callable[[], bool],
     ) -> None:
-        self.model, self.optimizer, self.penalty, self.strength = model, optimizer, penalty, strength
+        self.model, self.optimizer = model, optimizer
+        self.penalty, self.strength = penalty, strength
         self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
         self.save, self.report, self.stop = save, report, stop
         self.progress = Progress()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: status.json, config.yaml, metrics.csv, events and, last, result.json."""
+"""What a run leaves behind: status, settings, metrics, events and, last, result.json."""
 
 from __future__ import annotations
 

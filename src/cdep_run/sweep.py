@@ -30,9 +30,9 @@ class Jobs(Callback):
         """After the last job of a sweep: what finished, what failed and where."""
         folders = [path.parent for path in Path(config.hydra.sweep.dir).rglob(STATUS)]
         rows = [job_row(folder) for folder in sorted(folders, key=natural)]
-        shared = set.intersection(*(set(row["settings"].split()) for row in rows))
-        for row in rows if len(rows) > 1 else ():
-            row["settings"] = " ".join(s for s in row["settings"].split() if s not in shared)
+        settings = [row["settings"].split() for row in rows]
+        for row, words in zip(rows, settings, strict=True):
+            row["settings"] = " ".join(w for w in words if not all(w in s for s in settings))
         print("\n" + format_table(rows))
         finished = sum(row["state"] == "finished" for row in rows)
         print(f"{finished} of {len(rows)} jobs finished: {config.hydra.sweep.dir}")
@@ -60,19 +60,21 @@ def natural(folder: Path) -> list[tuple[int, str]]:
 
 def job_row(folder: Path) -> dict[str, str]:
     """One line of the sweep's table."""
-    status, result = read_json(folder / STATUS), read_result(folder)
+    status: dict[str, Any] = read_json(folder / STATUS)
+    result = read_result(folder)
     state, error = status["state"], status["error"] or ""
     if state == "running":
         state, error = "failed", "the process ended without a word; was it killed?"
     row = {"job": folder.name, "state": state, "settings": " ".join(status["overrides"])}
-    for name in dict.fromkeys([result["selection_split"], "test"]) if result else ():
-        row[f"accuracy {name}"] = f"{result['metrics'][name]['accuracy']:.4f}"
+    if result is not None:
+        for name in (result["selection_split"], "test"):
+            row[f"accuracy {name}"] = f"{result['metrics'][name]['accuracy']:.4f}"
     return row | {"error": error.partition("\n")[0]}
 
 
 def format_table(rows: list[dict[str, str]]) -> str:
     """Rows as text in aligned columns; a cell that a row does not have stays empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "error")) + ["error"]
+    columns = [*dict.fromkeys(key for row in rows for key in row if key != "error"), "error"]
     cells = [columns] + [[row.get(column, "") for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -107,9 +107,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_data(config, bunch, penalty)
     write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     reseed(config["seed"])
-    model = build(
-        config["model"], input_shape=bunch.input_shape, num_classes=bunch.num_classes
-    ).to(device)
+    shape, classes = bunch.input_shape, bunch.num_classes
+    model = build(config["model"], input_shape=shape, num_classes=classes).to(device)
     bf16 = config["precision"] == "bf16"
     epochs = EpochLog(folder, training.tensorboard)
     with StopRequest() as stop:
@@ -265,7 +264,7 @@ def summary(config: dict[str, Any], bunch: Bunch, trainer: Trainer) -> dict[str,
         "early_stopping_by": None if config["training"]["patience"] is None else "val",
         "selection_split": bunch.selection_split,
         "metrics": metrics,
-        "seconds_per_epoch": sum(r["seconds"] for r in progress.history) / progress.epoch,
+        "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,
     }
 
 

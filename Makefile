@@ -1,0 +1,32 @@
+# make demo: train and compare the penalties. make test: set up and pass the tests. Both need only
+# a Python of 3.11 or newer; the first call sets up .venv, a later one finds it there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test test-gpu bench clean
+
+demo: .venv/installed
+	$(BIN)/python -m cdep_run.demo
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -rs
+
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest -rs tests/test_gpu.py
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/step.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv
