@@ -201,7 +201,7 @@ def test_a_moved_bunch_has_every_tensor_on_the_device(make: Callable[[], Bunch])
 
 @pytest.mark.parametrize("setting", [{"patch_size": 15}, {"test_patch": "none"}, {"ink": 0}])
 def test_settings_that_no_image_can_have_are_refused(setting: dict[str, int | str]) -> None:
-    default = {"seed": 0, "val_size": 200, "test_size": 397, "ink": 64}
+    default = {"seed": 0, "val_size": 200, "test_size": 397, "ink": 96}
     patch = {"patch_size": 7, "test_patch": "inverted"}
     with pytest.raises(DataError, match=f"dataset.{next(iter(setting))}="):
         decoy_digits(**{**default, **patch, **setting})  # type: ignore[arg-type]
@@ -323,11 +323,11 @@ def test_the_data_are_the_pinned_ones(name: str) -> None:
 
 
 def test_the_decoy_digits_are_the_pinned_ones() -> None:
-    bunch = decoy_digits(0, 200, 397, 64, 7, "inverted")
+    bunch = decoy_digits(0, 200, 397, 96, 7, "inverted")
     assert {name: len(split) for name, split in bunch.splits.items()} == {
         "train": 1200, "val": 200, "val_shifted": 200, "test": 397, "test_clean": 397,
     }  # fmt: skip
-    assert bunch.fingerprint == "5a3460f6bb964568cde4fa7ddef808a62e7f9335cc4f08b13d98fd629c491920"
+    assert bunch.fingerprint == "4a6105978ac2abfd11f1324e1545320958944b45013fa522d933a4572af74285"
 
 
 def test_training_and_validation_divide_the_training_part_and_test_is_the_test_part() -> None:
