@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cdep_run.batch import Batch
 from cdep_run.config import Training
@@ -100,13 +101,14 @@ class Trainer:
         """Train until the last epoch or until patience runs out; may start anywhere in between."""
         progress, training = self.progress, self.training
         steps = math.ceil(len(self.bunch.splits["train"]) / training.batch_size)
-        with tqdm(
+        bar = tqdm(
             total=steps * training.epochs,
             initial=steps * progress.epoch + progress.step,
             disable=not sys.stderr.isatty(),
             unit="step",
             leave=False,
-        ) as bar:
+        )
+        with bar, logging_redirect_tqdm():
             while progress.epoch < training.epochs and not self.out_of_patience():
                 self.train_epoch(bar)
                 self.end_epoch()
