@@ -1,4 +1,4 @@
-"""What a data set hands to a penalty: inputs, labels and the feature groups that must not matter."""
+"""What a data set hands to a penalty: inputs, labels, and feature groups that must not matter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Groups:
 
     Attributes:
         mask: bool `[N or 1, G, *features]`, True inside the group; the feature dimensions
-            broadcast to those of one input (`[1, G, 1, 28, 28]` for images, `[N, G, T]` for tokens).
+            broadcast to those of one input (images `[1, G, 1, 28, 28]`, tokens `[N, G, T]`).
         boxes: for each group the boxes that hold every True of the mask, for every example of the
             batch. They are plain integers known on the host, so that the engine can work inside
             them without asking the device. None: unknown, the engine works on the whole input.
