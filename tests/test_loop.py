@@ -13,8 +13,9 @@ from cdep_run.batch import Batch, Groups
 from cdep_run.config import Training
 from cdep_run.errors import ConfigError, TrainingError
 from cdep_run.loop import Trainer, reseed
+from cdep_run.metrics import scores
 from cdep_run.record import read_result
-from cdep_run.train import check_data, plain
+from cdep_run.train import check_data, load, plain
 from running import composed, run, weights
 from tiny_data import TinyNet, tiny
 
@@ -38,7 +39,7 @@ def trainer(penalty: Any, strength: float, **training: Any) -> Trainer:
         seed=0,
         autocast=lambda: torch.autocast("cpu", enabled=False),
         save=lambda state: None,
-        report=lambda: None,
+        report=lambda history: None,
         stop=lambda: False,
     )
 
@@ -162,6 +163,20 @@ def test_bf16_trains_with_weights_in_float32(tmp_path: Path) -> None:
 def test_training_learns(tmp_path: Path) -> None:
     result = run(tmp_path, "penalty=none", "training.epochs=30", "optimizer.lr=0.01")
     assert result["metrics"]["val"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_finished_run_is_loaded_as_it_was_tested(tmp_path: Path, best: bool) -> None:
+    overrides = (f"training.restore_best={best}", "optimizer.lr=3", "training.epochs=6")
+    result = run(tmp_path, *overrides)
+    model, bunch = load(tmp_path)
+    batch = bunch.splits["test"].batch(torch.arange(24))
+    assert scores(model(batch.inputs).detach(), batch.labels) == result["metrics"]["test"]
+
+
+def test_a_run_that_did_not_finish_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Trainer:
         seed: with epoch and step it seeds everything drawn.
         autocast: makes the context of a forward pass.
         save: called with `state()` when a checkpoint is due.
-        report: called after each epoch, when its row is the last one of `progress.history`.
+        report: called with `progress.history` after each epoch, whose row is the last one.
         stop: asked at each step; True writes a checkpoint and raises `Interrupted`.
     """
 
@@ -86,7 +86,7 @@ class Trainer:
         seed: int,
         autocast: Callable[[], AbstractContextManager[Any]],
         save: Callable[[dict[str, Any]], None],
-        report: Callable[[], None],
+        report: Callable[[list[Row]], None],
         stop: Callable[[], bool],
     ) -> None:
         self.model, self.optimizer = model, optimizer
@@ -221,7 +221,7 @@ class Trainer:
             progress.best_epoch, progress.best_loss = progress.epoch, loss
             if self.training.restore_best:
                 self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.report()
+        self.report(progress.history)
         self.checkpoint()
 
     def evaluate(self) -> dict[str, dict[str, float | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import platform
 import resource
 import subprocess
@@ -11,10 +12,16 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdep_run.config import config_dir
 from cdep_run.files import read_json, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from cdep_run.datasets.base import Bunch
+    from cdep_run.loop import Progress, Row
+
+log = logging.getLogger(__name__)
 
 STATUS, RESULT, CONFIG, METRICS = "status.json", "result.json", "config.yaml", "metrics.csv"
 
@@ -33,23 +40,42 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 class EpochLog:
-    """`metrics.csv` and TensorBoard events, one row an epoch."""
+    """`metrics.csv`, TensorBoard events and a line in the log for each epoch."""
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
         self.folder, self.tensorboard = folder, tensorboard
         self._writer: Any = None
 
-    def write(self, history: list[dict[str, Any]]) -> None:
-        """Write all rows so far to the table, the last one to the events."""
+    def __enter__(self) -> EpochLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, history: list[Row]) -> None:
+        """Write all rows so far to the table, the last one to events and log."""
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
         write_atomic(self.folder / METRICS, table.getvalue().encode())
+        row = history[-1]
         if self.tensorboard:
-            self._write_events(history[-1])
+            self._write_events(row)
+        accuracies = [
+            f"{key.partition('/')[0]} {value:.4f}"
+            for key, value in row.items()
+            if key.endswith("/accuracy") and value is not None
+        ]
+        log.info(
+            "epoch %d: loss %.4f, penalty %.4g, mean logit %.3g; accuracy: %s; %.1f s",
+            *(row[key] for key in ("epoch", "train/loss", "train/penalty", "train/mean_logit")),
+            ", ".join(accuracies),
+            row["seconds"],
+        )
 
-    def _write_events(self, row: dict[str, Any]) -> None:
+    def _write_events(self, row: Row) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # late: the import takes a second
 
@@ -60,10 +86,33 @@ class EpochLog:
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
-    def close(self) -> None:
-        """Flush and close the events file."""
-        if self._writer is not None:
-            self._writer.close()
+
+def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[str, Any]:
+    """What result.json says of the training: settings, data, which split decided what, metrics."""
+    best = config["training"]["restore_best"]
+    tested = progress.best_epoch if best else progress.epoch
+    metrics: dict[str, dict[str, Any]] = {}
+    for key, value in progress.history[tested - 1].items():
+        split, _, name = key.partition("/")
+        if name:
+            metrics.setdefault(split, {})[name] = value
+    return {
+        "config": config,
+        "data": {
+            "name": bunch.name,
+            "fingerprint": bunch.fingerprint,
+            "examples": {name: len(split) for name, split in bunch.splits.items()},
+        },
+        "seed": config["seed"],
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "tested_epoch": tested,
+        "epoch_chosen_by": "val" if best else "last epoch trained",
+        "early_stopping_by": None if config["training"]["patience"] is None else "val",
+        "selection_split": bunch.selection_split,
+        "metrics": metrics,
+        "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,
+    }
 
 
 def environment(device: Any) -> dict[str, Any]:

@@ -17,14 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
 from cdep_run.errors import CdepError, CheckpointError, ConfigError
 from cdep_run.files import write_atomic, write_json
-from cdep_run.record import CONFIG, RESULT, EpochLog, environment, read_result, write_status
+from cdep_run.record import (
+    CONFIG,
+    RESULT,
+    EpochLog,
+    environment,
+    read_result,
+    summary,
+    write_status,
+)
 from cdep_run.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cdep_run.datasets.base import Bunch
-    from cdep_run.loop import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +40,10 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Entry point of `cdep-run`."""
     register_schemas()
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+    except KeyboardInterrupt:  # outside of a job; a job answers by itself
+        sys.exit(130)
 
 
 def job(config: DictConfig) -> float | None:
@@ -67,6 +78,11 @@ def job(config: DictConfig) -> float | None:
             raise
         return None
     write_status(folder, "finished", overrides)
+    for split, scores in result["metrics"].items():
+        shown = [f"{name} {value:.4g}" for name, value in scores.items() if value is not None]
+        log.info("%-12s %s", split, ", ".join(shown))
+    if not sweep:
+        print(folder)
     return result["metrics"][result["selection_split"]]["accuracy"]
 
 
@@ -92,14 +108,14 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     checkpoints = Checkpoints(folder / "checkpoints")
     state = checkpoints.load()
-    if state is not None and not config["resume"]:
-        raise ConfigError(
-            f"{folder} holds an unfinished run; add resume=true, or choose another hydra.run.dir"
-        )
     if state is not None:
+        if not config["resume"]:
+            raise ConfigError(
+                f"{folder} holds an unfinished run; add resume=true, or choose another "
+                "hydra.run.dir"
+            )
         refuse_changes(state["config"], config)
     device = prepare(config["device"], config["threads"])
-    training = Training(**config["training"])
     bunch = build(config["dataset"]).to(device)
     if state is not None and state["fingerprint"] != bunch.fingerprint:
         raise CheckpointError(f"{folder} was trained on other data: their fingerprints differ")
@@ -107,26 +123,22 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_data(config, bunch, penalty)
     write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     reseed(config["seed"])
-    shape, classes = bunch.input_shape, bunch.num_classes
-    model = build(config["model"], input_shape=shape, num_classes=classes).to(device)
+    model = build_model(config, bunch).to(device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     bf16 = config["precision"] == "bf16"
-    epochs = EpochLog(folder, training.tensorboard)
-    with StopRequest() as stop:
+    identity = {"config": config, "fingerprint": bunch.fingerprint}
+    with StopRequest() as stop, EpochLog(folder, config["training"]["tensorboard"]) as epochs:
         trainer = Trainer(
             model=model,
-            optimizer=build(
-                config["optimizer"], params=[p for p in model.parameters() if p.requires_grad]
-            ),
+            optimizer=build(config["optimizer"], params=weights),
             penalty=penalty,
             strength=config["penalty"]["strength"],
             bunch=bunch,
-            training=training,
+            training=Training(**config["training"]),
             seed=config["seed"],
             autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-            save=lambda new: checkpoints.save(
-                new | {"config": config, "fingerprint": bunch.fingerprint}
-            ),
-            report=lambda: report(trainer, epochs),
+            save=lambda new: checkpoints.save(new | identity),
+            report=epochs.write,
             stop=lambda: stop.received,
         )
         if state is not None:
@@ -134,13 +146,28 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             log.info("going on at epoch %d, step %d", *trainer.position())
         log.info("training on %s, %d examples", device, len(bunch.splits["train"]))
         trainer.fit()
-    epochs.close()
-    result = summary(config, bunch, trainer) | environment(device)
+    result = summary(config, bunch, trainer.progress) | environment(device)
     write_json(folder / RESULT, result)
-    for name, scores in result["metrics"].items():
-        log.info("%-12s %s", name, shown(scores))
-    print(folder)
     return result
+
+
+def load(folder: Path) -> tuple[nn.Module, Bunch]:
+    """The model of a finished run as it was tested, in evaluation mode, and its data; on the CPU.
+
+    Raises:
+        ConfigError: the run did not finish.
+        CheckpointError: its last two checkpoints are damaged.
+    """
+    from cdep_run.checkpoint import Checkpoints
+
+    result, state = read_result(folder), Checkpoints(folder / "checkpoints").load()
+    if result is None or state is None:
+        raise ConfigError(f"{folder} holds no finished run")
+    bunch = build(result["config"]["dataset"])
+    model = build_model(result["config"], bunch)
+    best = result["config"]["training"]["restore_best"]
+    model.load_state_dict(state["best" if best else "model"])
+    return model.eval(), bunch
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -163,6 +190,12 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
             "be installed or lie on PYTHONPATH"
         ) from error
     return target(**arguments, **extra)
+
+
+def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
+    """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
+    shape, classes = bunch.input_shape, bunch.num_classes
+    return build(config["model"], input_shape=shape, num_classes=classes)
 
 
 def prepare(device: str, threads: int | None) -> torch.device:
@@ -219,55 +252,3 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
             f"are {list(inputs.shape)}; a mask is bool [1, groups, *sizes that broadcast to the "
             "inputs]"
         )
-
-
-def report(trainer: Trainer, epochs: EpochLog) -> None:
-    """Log the epoch that has just ended."""
-    epochs.write(trainer.progress.history)
-    row = trainer.progress.history[-1]
-    accuracies = ", ".join(
-        f"{key.partition('/')[0]} {value:.4f}"
-        for key, value in row.items()
-        if key.endswith("/accuracy") and value is not None
-    )
-    log.info(
-        "epoch %d: loss %.4f, penalty %.4g, mean logit %.3g; accuracy: %s; %.1f s",
-        *(row[key] for key in ("epoch", "train/loss", "train/penalty", "train/mean_logit")),
-        accuracies,
-        row["seconds"],
-    )
-
-
-def summary(config: dict[str, Any], bunch: Bunch, trainer: Trainer) -> dict[str, Any]:
-    """What result.json says of the training: settings, data, which split decided what, metrics."""
-    progress = trainer.progress
-    best = config["training"]["restore_best"]
-    tested = progress.best_epoch if best else progress.epoch
-    row = progress.history[tested - 1]
-    metrics: dict[str, dict[str, Any]] = {}
-    for key, value in row.items():
-        split, _, name = key.partition("/")
-        if name:
-            metrics.setdefault(split, {})[name] = value
-    return {
-        "config": config,
-        "data": {
-            "name": bunch.name,
-            "fingerprint": bunch.fingerprint,
-            "examples": {name: len(split) for name, split in bunch.splits.items()},
-        },
-        "seed": config["seed"],
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "tested_epoch": tested,
-        "epoch_chosen_by": "val" if best else "last epoch trained",
-        "early_stopping_by": None if config["training"]["patience"] is None else "val",
-        "selection_split": bunch.selection_split,
-        "metrics": metrics,
-        "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,
-    }
-
-
-def shown(scores: dict[str, float | None]) -> str:
-    """Scores of a split as one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None)
