@@ -84,14 +84,64 @@ class Pair(torch.Tensor):
         rule, func, in_place = registry.find(func)
         in_place = kwargs.pop("inplace", False) or in_place
         result = rule(func, *args, **kwargs)
-        if in_place and isinstance(args[0], Pair):
-            return args[0]._write(result)
-        return result
+        if not in_place:
+            return result
+        if not isinstance(args[0], Pair):
+            raise registry.MissingRuleError(
+                f"{registry.describe(func)}_ of an ordinary tensor with a decomposed one (make the "
+                "first with decomposed.new_zeros(...), or write it out of place)"
+            )
+        return args[0]._write(result)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         # Only code that bypasses __torch_function__ (scripted modules, C++ extensions) gets here.
         raise registry.MissingRuleError(f"{func} (called from compiled or scripted code)")
+
+
+class Constant(torch.Tensor):
+    """An ordinary tensor that a model made like a pair (`x.new_zeros`, `torch.empty_like(x)`).
+
+    It has no parts and counts as a constant; when something decomposed is written into it, it
+    becomes a `Pair`.
+    """
+
+    total: Tensor
+
+    @staticmethod
+    def __new__(cls, total: Tensor) -> Constant:
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, total.shape, dtype=total.dtype, device=total.device
+        )
+        self.total = total
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        target, name = (args[0] if args else None), getattr(func, "__name__", "")
+        pair = next((a for a in args if isinstance(a, Pair)), None)
+        if pair is not None and isinstance(target, Constant) and name.rstrip("_") != name:
+            if name == "__setitem__" or not name.endswith("__"):
+                zeros = torch.zeros_like(target.total)
+                target.__class__ = Pair
+                target.parts, target._aliased = (zeros,) * len(pair.parts), False
+        result = func(*_plain(args), **_plain(kwargs or {}))
+        written = isinstance(target, Constant) and result is target.total
+        return target if written else result
+
+    __torch_dispatch__ = Pair.__torch_dispatch__
+
+
+def _plain(value: Any) -> Any:
+    """`value` with every `Constant` in it made an ordinary tensor."""
+    if isinstance(value, Constant):
+        return value.total
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        items = [_plain(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def total_of(value: Any) -> Any:

@@ -14,11 +14,16 @@ Rule = Callable[..., Any]
 
 _RULES: dict[Callable, Rule] = {}
 _found: dict[Callable, tuple[Rule, Callable, bool]] = {}  # what `find` answered
-_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn, torch.linalg)
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn, torch.linalg, torch.fft)
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     # ReLU(β), as in ACD and in the published CDEP code | ½[f(β) + f(β+γ) − f(γ)], Shapley form
     "relu": ("asymmetric", "symmetric"),
+    # of two decomposed tensors: β₁β₂ + ½(β₁γ₂ + γ₁β₂), the Shapley value | β₁β₂ alone, as in the
+    # first CD for LSTMs (without its bias terms): what needs both parts is irrelevant
+    "product": ("shapley", "strict"),
+    # attention weights are decomposed | are a constant, as in the published CD for transformers
+    "softmax": ("symmetric", "fixed"),
 }
 """Rules of which the literature knows several forms; the first name is the default."""
 
@@ -41,8 +46,10 @@ class MissingRuleError(NotImplementedError):
 
 
 def aliases(name: str) -> list[Callable]:
-    """Every public function called `name`: `torch.name`, `torch.Tensor.name`, `F.name`, …"""
+    """Every function called `name`: `torch.name`, `torch.Tensor.name`, `F.name`, operators, …"""
     found = [getattr(namespace, name) for namespace in _NAMESPACES if hasattr(namespace, name)]
+    operator = getattr(torch.Tensor, f"__{name}__", None)
+    found += [operator] if operator else []
     if not found:
         raise ValueError(f"torch has no function named {name!r}")
     return found

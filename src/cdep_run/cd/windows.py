@@ -86,7 +86,10 @@ class _Put(torch.autograd.Function):
 
 def cut(x: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
     """P rectangles of `[N, C, H, W]` stacked on the batch, zero beyond the plane."""
-    stacked = x.new_zeros((len(corners) * len(x), x.shape[1], *size))
+    (height, width), (h, w) = x.shape[-2:], size
+    within = all(0 <= r <= height - h and 0 <= c <= width - w for r, c in corners)
+    shape = (len(corners) * len(x), x.shape[1], h, w)
+    stacked = x.new_empty(shape) if within else x.new_zeros(shape)
     for (top, left), target in zip(corners, stacked.chunk(len(corners)), strict=True):
         _overlay(target, x, (-top, -left))
     return stacked
@@ -350,46 +353,38 @@ def conv2d(
 
 def max_pool2d(
     windows: Windows,
-    total: Tensor,
-    out_size: Sequence[int],
+    indices: Tensor,
     kernel_size,
     stride=None,
     padding=0,
     dilation=1,
     ceil_mode: bool = False,
 ) -> Windows | None:
-    """The windows' values at the positions that max pooling of the total chooses.
+    """The windows' values at the positions that max pooling of the total chose.
 
     Args:
         windows: parts of `[N, C, H, W]`.
-        total: the whole input, `[N, C, H, W]`.
-        out_size: height and width of the whole output; the other arguments as in `F.max_pool2d`.
+        indices: int64 `[N, C, H', W']`, the positions in the flattened plane; the other arguments
+            as in `F.max_pool2d`.
 
     Returns:
-        Windows of the output, or None where they would overlap, cover most of it, or pool over the
-        plane's padding.
+        Windows of the output, or None where they would overlap or cover most of it.
     """
     geometry = _Geometry(
         _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation)
     )
+    out_size = (indices.shape[-2], indices.shape[-1])
     placed = _place(geometry.spans(windows, out_size), out_size)
     if placed is None:
         return None
     corners, size = placed
-    top_lefts = [geometry.first_input(corner) for corner in corners]
+    starts = [geometry.first_input(corner) for corner in corners]
     height, width = (geometry.seen(axis, size[axis]) for axis in (0, 1))
-    if any(
-        r < 0 or c < 0 or r + height > total.shape[-2] or c + width > total.shape[-1]
-        for r, c in top_lefts
-    ):
-        return None
-    _, indices = F.max_pool2d_with_indices(
-        cut(total.detach(), top_lefts, (height, width)),
-        geometry.kernel,
-        geometry.stride,
-        0,
-        geometry.dilation,
-    )
-    values = windows.read([(r, c, height, width) for r, c in top_lefts])
-    picked = values.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
-    return Windows(picked, corners, (out_size[0], out_size[1]))
+    # From the position in the plane, row · W + column, to that in the rectangle that is read.
+    chosen = cut(indices, corners, size)
+    chosen -= chosen.div(windows.size[1], rounding_mode="floor").mul_(windows.size[1] - width)
+    for (top, left), index in zip(starts, chosen.chunk(len(starts)), strict=True):
+        index -= top * width + left
+    values = windows.read([(top, left, height, width) for top, left in starts])
+    picked = values.flatten(-2).gather(-1, chosen.flatten(-2)).view_as(chosen)
+    return Windows(picked, corners, out_size)

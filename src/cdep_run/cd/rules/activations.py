@@ -1,35 +1,119 @@
 """Activation functions: elementwise, and not linear.
 
-Source: ReLU(β) for rectifiers, Singh et al. 2019 (ACD) and the published CDEP code; the symmetric
-(Shapley) form ½[f(β) + f(β+γ) − f(γ)], Murdoch et al. 2018, for the others.
+Rectifiers, the smooth ones too: β' = f(β), as Singh et al. 2019 (ACD) and the published CDEP code
+do for ReLU. All others: the symmetric (Shapley) form ½[f(β) + f(β+γ) − f(γ)], Murdoch et al. 2018.
+Functions without a value at 0 or for negative parts: each part is scaled as the total is.
 """
 
 from __future__ import annotations
 
 import torch
 
+from cdep_run.cd.pair import total_of
 from cdep_run.cd.registry import register_rule, variant
-from cdep_run.cd.rules.linear import share_bias
 
 
 def symmetric(func, x, *args, **kwargs):
-    """½[g(β) + g(β+γ) − g(γ)] with g = f − f(0); the constant f(0) is shared out like a bias."""
+    """½[g(β) + g(β+γ) − g(γ)] with g = f − f(0); the constant f(0) is shared out like a bias.
+
+    Where float arithmetic leaves nothing of f(β) − f(0), the parts before f decide on the share.
+    """
     total = func(x.total, *args, **kwargs)
-    at_zero = func(torch.zeros_like(total[(0,) * total.dim()]), *args, **kwargs).detach()
+    at_zero = float(func(torch.zeros((), dtype=x.total.dtype), *args, **kwargs))
 
     def part(rel, before, after):
-        without = func(before - rel, *args, **kwargs)
-        return (func(rel, *args, **kwargs) + after - without - at_zero) / 2
+        rest = before - rel
+        own = ((func(rel, *args, **kwargs) - at_zero) + (after - func(rest, *args, **kwargs))) / 2
+        own = torch.where(rel == 0, 0, own)  # vectorised f differs from place to place by rounding
+        if at_zero == 0:
+            return own
+        info = torch.finfo(own.dtype)
+        size = own.abs() + info.eps * rel.abs()
+        both = size + (after - at_zero - own).abs() + info.eps * rest.abs() + info.tiny
+        return settled(own, at_zero, size / both, after)
 
-    return share_bias(x.map_elements(total, part, x.total, total), at_zero)
+    return x.map_elements(total, part, x.total, total)
 
 
-@register_rule("relu")
+def settled(own, at_zero, share, total):
+    """own + f(0)·share; nothing and everything to the last bit where the share is 0 and 1."""
+    part = torch.where(share == 1, total, own + at_zero * share)
+    return torch.where(share == 0, 0, part)
+
+
+SYMMETRIC = """tanh sigmoid softsign softplus logsigmoid tanhshrink softshrink hardshrink threshold
+    hardsigmoid abs square exp expm1 erf sin cos tan sinh cosh atan arctan asinh arcsinh
+    deg2rad rad2deg sinc log1p logit"""
+register_rule(*SYMMETRIC.split())(symmetric)
+
+
 def rectifier(func, x, *args, **kwargs):
-    """β' = ReLU(β), γ' = ReLU(β + γ) − ReLU(β); variant "symmetric" selectable."""
+    """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0; variant "symmetric" selectable."""
     if variant("relu") == "symmetric":
         return symmetric(func, x, *args, **kwargs)
-    return x.map_elements(func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs))
+    return x.map_elements(
+        func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs)
+    )
 
 
-register_rule("tanh", "sigmoid")(symmetric)
+register_rule(
+    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish".split(),
+)(rectifier)
+
+
+@register_rule("prelu")
+def prelu(func, x, weight):
+    """As `rectifier`; the slope is one a channel, so the parts are computed as a whole."""
+    if variant("relu") == "symmetric":
+        total = func(x.total, weight)
+        return x.map(
+            total, lambda rel: (func(rel, weight) + (total - func(x.total - rel, weight))) / 2
+        )
+    return x.map(func(x.total, weight), lambda rel: func(rel, weight))
+
+
+@register_rule("rrelu")
+def rrelu(func, x, lower=1 / 8, upper=1 / 3, training=False):
+    """A rectifier; in training mode the slope drawn for the total serves both parts."""
+    if not training:
+        return rectifier(func, x, lower, upper, False)
+    total = func(x.total, lower, upper, True)
+    slope = torch.where(x.total == 0, 1, total / x.total).detach()
+    return x.map_elements(total, lambda rel, slope: rel * slope, slope)
+
+
+@register_rule("clamp", "clip", "hardtanh", "clamp_min", "clamp_max")
+def clips(func, x, *args, **kwargs):
+    """A rectifier where the lower bound is 0 (ReLU written as a clamp), symmetric otherwise."""
+    at_zero = "max" not in func.__name__ and (args[:1] == (0,) or kwargs.get("min") == 0)
+    return (rectifier if at_zero or kwargs.get("min_val") == 0 else symmetric)(
+        func, x, *args, **kwargs
+    )
+
+
+def scaled(func, x, *args, **kwargs):
+    """β' = β · f(t) / t, t = β + γ: for f that has no value at 0 or at parts of another sign."""
+    total = func(x.total, *(args := total_of(args)), **kwargs)
+    tiny = torch.finfo(total.dtype).tiny
+    slope = total / torch.where(x.total.abs() < tiny, tiny, x.total)
+    return x.map_elements(total, lambda rel, slope: rel * slope, slope)
+
+
+register_rule("sqrt", "log", "log2", "log10", "asin", "acos", "atanh", "acosh", "xlogy")(scaled)
+
+
+@register_rule("pow", "float_power")
+def power(func, x, exponent):
+    """Whole positive powers are symmetric (x² gives β(β + γ), as a product does)."""
+    exponent = total_of(exponent)
+    whole = isinstance(exponent, (int, float)) and exponent > 0 and exponent == int(exponent)
+    if not whole and isinstance(exponent, (int, float)) and exponent < 0:
+        return func(x.total, exponent)  # one over something: see `quotient` in products.py
+    return (symmetric if whole else scaled)(func, x, exponent)
+
+
+@register_rule("glu")
+def glu(func, x, dim=-1):
+    """a · sigmoid(b) of the two halves, by the rules of its pieces."""
+    left, right = x.chunk(2, dim)
+    return left * torch.sigmoid(right)

@@ -1,9 +1,14 @@
-"""Normalisation and dropout: an affine map, and one mask for both parts."""
+"""Normalisation and dropout: an affine map whose scale is read from the total, and shared masks.
+
+Layer, group, instance and RMS norm: β' = w·(β − mean β) / √(σ² + ε), σ² the total's variance; the
+offset b is shared out like any bias. Source: Hsu et al. 2024 (arXiv:2407.00886), published code.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule
 from cdep_run.cd.rules.linear import share_bias
 
@@ -25,8 +30,8 @@ def batch_norm(
     μ and σ² are the running statistics, in training mode the total's over the batch. The running
     statistics move once, from the total.
     """
-    total = func(x.total, running_mean, running_var, weight, bias, training, momentum, eps)
     if training or running_mean is None:
+        func(x.total, running_mean, running_var, weight, bias, training, momentum, eps)
         dims = [d for d in range(x.total.dim()) if d != 1]
         var, mean = torch.var_mean(x.total, dims, correction=0)
     else:
@@ -37,7 +42,76 @@ def batch_norm(
     constant = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    return share_bias(x.map_elements(total, lambda rel: rel * scale), constant)
+    scaled = x.map_elements(x.total * scale, lambda rel: rel * scale)
+    return share_bias(scaled, constant)
+
+
+def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair:
+    """w·(β − mean β) / √(σ² + ε) with the bias share; no mean without `centre`.
+
+    Args:
+        dims: the dimensions over which the mean and the total's σ² are taken.
+        weight, bias: broadcastable to x.
+    """
+    size = torch.var(x.total, dims, correction=0, keepdim=True) if centre else None
+    if size is None:
+        size = x.total.square().mean(dims, keepdim=True)
+    scale = torch.rsqrt(size + eps)
+    if weight is not None:
+        scale = scale * weight
+
+    def part(t):
+        return (t - t.mean(dims, keepdim=True) if centre else t) * scale
+
+    result = x.map(part(x.total), part)
+    return result if bias is None else share_bias(result, bias)
+
+
+@register_rule("layer_norm", "native_layer_norm")
+def layer_norm(func, x, normalized_shape, weight=None, bias=None, eps=1e-5, *args):
+    """Over the last dimensions."""
+    return standardise(x, list(range(-len(normalized_shape), 0)), eps, weight, bias)
+
+
+@register_rule("rms_norm")
+def rms_norm(func, x, normalized_shape, weight=None, eps=None):
+    """Over the last dimensions, without a mean: divided by the root of the mean square."""
+    eps = torch.finfo(x.total.dtype).eps if eps is None else eps
+    return standardise(x, list(range(-len(normalized_shape), 0)), eps, weight, centre=False)
+
+
+@register_rule("group_norm")
+def group_norm(func, x, num_groups, weight=None, bias=None, eps=1e-5, *args):
+    """Over each group of channels and all positions."""
+    groups = x.unflatten(1, (num_groups, -1))
+    shape = (1, num_groups, -1) + (1,) * (x.total.dim() - 2)
+    weight, bias = (None if t is None else t.view(shape) for t in (weight, bias))
+    return standardise(groups, list(range(2, groups.dim())), eps, weight, bias).flatten(1, 2)
+
+
+@register_rule("instance_norm")
+def instance_norm(
+    func,
+    x,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+    *args,
+):
+    """Over all positions of each channel; with running statistics as batch norm."""
+    if not use_input_stats:
+        return batch_norm(
+            torch.nn.functional.batch_norm, x, running_mean, running_var, weight, bias, eps=eps
+        )
+    if running_mean is not None:  # which move
+        func(x.total, running_mean, running_var, weight, bias, True, momentum, eps, *args)
+    shape = (1, -1) + (1,) * (x.total.dim() - 2)
+    weight, bias = (None if t is None else t.view(shape) for t in (weight, bias))
+    return standardise(x, list(range(2, x.total.dim())), eps, weight, bias)
 
 
 @register_rule("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
@@ -47,3 +121,16 @@ def dropout(func, x, p=0.5, training=True):
         return x
     mask = func(torch.ones_like(x.total), p=p, training=True)
     return x.map(x.total * mask, lambda rel: rel * mask)
+
+
+@register_rule("alpha_dropout", "feature_alpha_dropout")
+def alpha_dropout(func, x, p=0.5, training=False):
+    """a·x + c with a and c drawn once, read off at 0 and 1 in one draw; c is shared like a bias."""
+    if not training or p == 0:
+        return x
+    like = x.total.detach()
+    state = torch.random.get_rng_state()
+    constant = func(torch.zeros_like(like), p=p, training=True)
+    torch.random.set_rng_state(state)
+    scale = func(torch.ones_like(like), p=p, training=True) - constant
+    return share_bias(x.map(x.total * scale, lambda rel: rel * scale), constant)

@@ -11,30 +11,58 @@ from cdep_run.cd.rules.shapes import moves
 from cdep_run.cd.windows import Windows
 
 
+def _dims(func) -> int:
+    """2 for `max_pool2d`, `fractional_max_pool2d_with_indices`, …"""
+    return int(func.__name__.removesuffix("_with_indices")[-2])
+
+
+def _read_at(indices, dims):
+    """The function that reads a part at the positions that the total chose."""
+    return lambda part: part.flatten(-dims).gather(-1, indices.flatten(-dims)).view_as(indices)
+
+
 @register_rule("max_pool1d", "max_pool2d", "max_pool3d")
 def max_pool(func, x, *args, **kwargs):
     """The position is chosen by β + γ; both parts are read there. Source: ACD."""
-    dims = int(func.__name__[-2])
-    kwargs.pop("return_indices", None)
+    dims = _dims(func)
+    return_indices = kwargs.pop("return_indices", False)
     with_indices = getattr(F, f"max_pool{dims}d_with_indices")
     total, indices = with_indices(x.total, *args, **kwargs)
+    read_dense = _read_at(indices, dims)
 
     def read(part):
         if isinstance(part, Windows) and dims == 2:
-            inside = windows.max_pool2d(part, x.total, total.shape[-2:], *args, **kwargs)
+            inside = windows.max_pool2d(part, indices, *args, **kwargs)
             if inside is not None:
                 return inside
-        part = part.dense() if isinstance(part, Windows) else part
-        return part.flatten(-dims).gather(-1, indices.flatten(-dims)).view_as(indices)
+        return read_dense(part.dense() if isinstance(part, Windows) else part)
 
-    return Pair(total, tuple(read(part) for part in x.parts))
+    result = Pair(total, tuple(read(part) for part in x.parts))
+    return (result, indices) if return_indices else result
+
+
+@register_rule(
+    *(f"{kind}_pool{d}d_with_indices" for kind in ("max", "adaptive_max") for d in (1, 2, 3)),
+    *(f"fractional_max_pool{d}d_with_indices" for d in (2, 3)),
+)
+def max_pool_with_indices(func, x, *args, **kwargs):
+    """As `max_pool`; returns the chosen positions too."""
+    kwargs.pop("return_indices", None)
+    total, indices = func(x.total, *args, **kwargs)
+    return x.map(total, _read_at(indices, _dims(func))), indices
+
+
+@register_rule(
+    *(f"adaptive_max_pool{d}d" for d in (1, 2, 3)), *(f"fractional_max_pool{d}d" for d in (2, 3))
+)
+def other_max_pool(func, x, *args, **kwargs):
+    """As `max_pool`."""
+    with_indices = getattr(F, f"{func.__name__.removeprefix('_')}_with_indices")
+    if kwargs.pop("return_indices", False):
+        return with_indices(x, *args, **kwargs)
+    return with_indices(x, *args, **kwargs)[0]
 
 
 register_rule(
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
+    *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3)),
 )(moves)

@@ -1,41 +1,179 @@
-"""Sums and products of tensors, either of which may be decomposed."""
+"""Sums and products of tensors, each of which may be decomposed.
+
+Products of two decomposed tensors (gates, attention) are not in ACD. The default is the Shapley
+value of the two-player game in which each side is present or absent,
+½[β₁β₂ + (β₁+γ₁)(β₂+γ₂) − γ₁γ₂] = ½[β₁(β₂+γ₂) + (β₁+γ₁)β₂]: the symmetric rule of Murdoch et al.
+2018 applied to a product. Variant "strict" keeps β₁β₂ only. How much of what needs both parts is
+relevant is a choice: Jumelet et al. 2019 (generalised contextual decomposition).
+"""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cdep_run.cd.pair import Pair, total_of
-from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
 from cdep_run.cd.rules.linear import share_bias
 
 
-@register_rule("add", "sub", torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__sub__)
+def product(func, *operands) -> Pair:
+    """`func(*operands)` that is linear in each operand, any of them decomposed."""
+    totals = total_of(operands)
+    total = func(*totals)
+    places = [i for i, operand in enumerate(operands) if isinstance(operand, Pair)]
+
+    def with_parts(parts, chosen):
+        return func(
+            *(parts[chosen.index(i)] if i in chosen else t for i, t in enumerate(totals))
+        )
+
+    def part(*parts):
+        if len(places) == 1 or variant("product") == "strict":
+            return with_parts(parts, places)
+        if len(places) == 2:
+            one, other = (with_parts((p,), [i]) for p, i in zip(parts, places, strict=True))
+            return (one + other) / 2
+        rests = [totals[i] - p for i, p in zip(places, parts, strict=True)]
+        return (with_parts(parts, places) + (total - with_parts(rests, places))) / 2
+
+    columns = zip(*(operands[i].dense() for i in places), strict=True)
+    return Pair(total, tuple(part(*parts) for parts in columns))
+
+
+@register_rule("matmul", "bmm", "mm", "mv", "dot", "vdot", "inner", "outer", "kron", "multiply")
+def multiplies(func, x, y):
+    """Matrix products."""
+    return product(func, x, y)
+
+
+@register_rule(Tensor.__rmatmul__)
+def multiplies_from_the_right(func, x, y):
+    """y @ x."""
+    return product(torch.matmul, y, x)
+
+
+@register_rule("mul", Tensor.__rmul__)
+def scales(func, x, y):
+    """Elementwise; a number scales the parts inside their windows."""
+    if isinstance(x, (int, float)):
+        x, y = y, x
+    if isinstance(y, (int, float)):
+        return x.map_elements(func(x.total, y), lambda rel: func(rel, y))
+    return product(func, x, y)
+
+
+@register_rule("einsum")
+def einsum(func, equation, *operands):
+    """Linear in each operand."""
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    return product(lambda *tensors: func(equation, *tensors), *operands)
+
+
+@register_rule("tensordot")
+def tensordot(func, x, y, dims=2, out=None):
+    """Linear in each operand."""
+    return product(lambda a, b: func(a, b, dims), x, y)
+
+
+@register_rule("bilinear")
+def bilinear(func, x, y, weight, bias=None):
+    """x W y + b."""
+    result = product(lambda a, b: func(a, b, weight), x, y)
+    return result if bias is None else result + bias
+
+
+@register_rule("addmm", "baddbmm", "addmv", "addbmm", "addr")
+def add_product(func, bias, x, y, *, beta=1, alpha=1):
+    """βb + α·xy: the product, and b shared out as a bias."""
+    times = {"addr": torch.outer, "addbmm": lambda a, b: torch.bmm(a, b).sum(0)}
+    result = times.get(func.__name__, torch.matmul)(x, y)
+    result = result if alpha == 1 else result * alpha
+    return result + (bias if beta == 1 else bias * beta) if beta else result
+
+
+@register_rule("addcmul")
+def add_elementwise_product(func, bias, x, y, *, value=1):
+    """b + value·x·y."""
+    return bias + value * (x * y)
+
+
+@register_rule("lerp")
+def lerp(func, start, end, weight):
+    """start + weight·(end − start)."""
+    return start + weight * (end - start)
+
+
+@register_rule("div", "true_divide", Tensor.__truediv__)
+def quotient(func, x, y, *, rounding_mode=None):
+    """x / y: linear in x. A denominator normalises, it says nothing: it is read from the total."""
+    if rounding_mode is not None:
+        raise MissingRuleError(f"{describe(func)} with rounding_mode={rounding_mode!r}")
+    y = total_of(y)
+    if not isinstance(x, Pair):
+        return func(x, y)
+    if isinstance(y, (int, float)):
+        return x.map_elements(func(x.total, y), lambda rel: func(rel, y))
+    return x.map(func(x.total, y), lambda rel: func(rel, y))
+
+
+@register_rule(
+    *"rsqrt reciprocal var std var_mean std_mean norm vector_norm matrix_norm".split(),
+    Tensor.__rtruediv__,
+)
+def normalisers(func, x, *args, **kwargs):
+    """What divides or measures a size is read from the total, as in layer norm. No part of its own.
+
+    Means among them are decomposed: a mean is linear.
+    """
+    result = func(total_of(x), *total_of(args), **total_of(kwargs))
+    if func.__name__ in ("var_mean", "std_mean"):
+        dims = args[0] if args else kwargs.get("dim")
+        keep = kwargs.get("keepdim", False)
+        return result[0], x.mean(dims, keepdim=keep) if dims is not None else x.mean()
+    return result
+
+
+@register_rule("add", "sub", "subtract", Tensor.__radd__)
 def adds(func, x, y, **kwargs):
     """a ± b: part by part. A constant has no part of its own: it is shared out like a bias."""
-    total = func(total_of(x), total_of(y), **kwargs)
-    if isinstance(x, Pair) and isinstance(y, Pair):
-        return Pair(
-            total, tuple(func(a, b, **kwargs) for a, b in zip(x.dense(), y.dense(), strict=True))
-        )
     pair, constant = (x, y) if isinstance(x, Pair) else (y, x)
-    zero = torch.zeros_like(pair.total)
-    bias = func(zero, constant, **kwargs) if pair is x else func(constant, zero, **kwargs)
-    own = pair.map(
-        total,
-        lambda rel: (func(rel, 0, **kwargs) if pair is x else func(zero, rel, **kwargs)).expand_as(
-            total
-        ),
-    )
-    return share_bias(own, bias)
+    if isinstance(constant, Pair):
+        total = func(x.total, y.total, **kwargs)
+        columns = zip(x.dense(), y.dense(), strict=True)
+        return Pair(total, tuple(func(a, b, **kwargs).expand(total.shape) for a, b in columns))
+    if not pair.total.is_floating_point():  # token ids: the mask stays what it was
+        total = func(total_of(x), total_of(y), **kwargs)
+        return Pair(total, tuple(mask.expand(total.shape) for mask in pair.dense()))
+    if isinstance(constant, (int, float)) and constant == 0 and func.__name__ != "sub":
+        return pair
+    zero = pair.total.new_zeros(())
+    if pair is not x:
+        pair = y.map_elements(func(zero, y.total, **kwargs), lambda rel: func(zero, rel, **kwargs))
+        bias = func(constant, zero, **kwargs)
+    else:
+        bias = func(zero, constant, **kwargs)
+    never_a_mask = isinstance(constant, (int, float, torch.nn.Parameter))
+    return add_constant(pair, bias, never_a_mask)
 
 
-@register_rule("mul", "div", torch.Tensor.__mul__, torch.Tensor.__rmul__, torch.Tensor.__truediv__)
-def scales(func, x, y, **kwargs):
-    """A decomposed tensor times a constant, or divided by one: linear."""
-    if isinstance(x, Pair) and isinstance(y, Pair):
-        raise MissingRuleError(describe(func) + " of two decomposed tensors")
-    if isinstance(x, Pair):
-        return x.map(func(x.total, y, **kwargs), lambda rel: func(rel, y, **kwargs))
-    if "div" in func.__name__:
-        raise MissingRuleError(describe(func) + " by a decomposed tensor")
-    return y.map(func(x, y.total, **kwargs), lambda rel: func(x, rel, **kwargs))
+register_rule("rsub", Tensor.__rsub__)(lambda func, x, y, **kwargs: torch.sub(y, x, **kwargs))
+
+
+def add_constant(pair: Pair, constant: Tensor, never_a_mask: bool) -> Pair:
+    """As `share_bias`, of any shape; −∞ and its stand-ins mask positions, and stay with the rest.
+
+    A mask is added after the finite constants are shared out, so that no part meets it.
+    """
+    shape = torch.broadcast_shapes(pair.total.shape, constant.shape)
+    if shape != pair.total.shape or constant.dtype != pair.total.dtype:
+        dtype = torch.promote_types(pair.total.dtype, constant.dtype)
+        pair = pair.map(
+            pair.total.to(dtype).expand(shape), lambda rel: rel.to(dtype).expand(shape)
+        )
+    if never_a_mask:
+        return share_bias(pair, constant)
+    masking = constant < torch.finfo(constant.dtype).min / 2
+    result = share_bias(pair, constant.masked_fill(masking, 0))
+    return result.map_elements(result.total + constant.where(masking, 0), lambda rel: rel)

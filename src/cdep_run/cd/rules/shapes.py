@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cdep_run.cd.pair import Pair, total_of
-from cdep_run.cd.registry import register_rule
+from cdep_run.cd.pair import Constant, Pair, total_of
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule
 
 
 def moves(func, x, *args, **kwargs):
     """f is linear without a constant: β' = f(β), γ' = f(γ)."""
+    if not isinstance(x, Pair):  # only an argument such as `other` in `x.view_as(other)`
+        return func(x, *total_of(args), **total_of(kwargs))
+    if args or kwargs:
+        args, kwargs = total_of(args), total_of(kwargs)
     total = func(x.total, *args, **kwargs)
+    parts = x.parts = tuple(x.dense())  # so that views of them stay views
+    columns = [func(part, *args, **kwargs) for part in parts]
     if isinstance(total, (tuple, list)):
-        columns = zip(*(func(part, *args, **kwargs) for part in x.dense()), strict=True)
-        return tuple(_view(x, Pair(t, parts)) for t, parts in zip(total, columns, strict=True))
-    return _view(x, x.map(total, lambda rel: func(rel, *args, **kwargs)))
+        return tuple(
+            _view(x, Pair(t, part)) for t, part in zip(total, zip(*columns, strict=True), strict=True)
+        )
+    return _view(x, Pair(total, tuple(columns)))
 
 
 def _view(x: Pair, result: Pair) -> Pair:
@@ -25,44 +35,156 @@ def _view(x: Pair, result: Pair) -> Pair:
     return result
 
 
+def getters(*names: str) -> list[Callable]:
+    """The functions that torch calls for attributes: `x.shape` is `Tensor.shape.__get__(x)`."""
+    return [getattr(torch.Tensor, name).__get__ for name in names]
+
+
+MOVES = """flatten unflatten reshape view permute transpose t movedim moveaxis swapaxes swapdims
+    squeeze unsqueeze expand broadcast_to narrow chunk split split_with_sizes tensor_split hsplit
+    vsplit dsplit unbind roll flip fliplr flipud rot90 contiguous clone detach ravel repeat tile
+    repeat_interleave expand_as view_as reshape_as select index_select gather take take_along_dim
+    masked_select unfold fold diagonal diag tril triu diag_embed atleast_1d atleast_2d atleast_3d
+    adjoint as_strided unsafe_chunk unsafe_split requires_grad_ conj view_as_real view_as_complex
+    sum mean cumsum nansum nanmean trace neg negative positive nan_to_num diff
+    interpolate upsample upsample_nearest upsample_bilinear grid_sample affine_grid
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    max_unpool1d max_unpool2d max_unpool3d
+    fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift"""
 register_rule(
-    "flatten",
-    "reshape",
-    "view",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "contiguous",
-    "chunk",
-    "split",
-    "expand",
-    "movedim",
-    "roll",
-    "flip",
-    "unflatten",
-    "narrow",
-    "t",
-    torch.Tensor.__getitem__,
-    torch.Tensor.T.__get__,
-    torch.Tensor.mT.__get__,
-    "clone",
-    "detach",
-    "sum",
-    "mean",
+    *MOVES.split(),
+    Tensor.__getitem__,
+    Tensor.__deepcopy__,
+    *getters("T", "mT", "H", "mH", "data", "real", "imag"),
 )(moves)
 
 
-@register_rule("cat", "concat", "concatenate", "stack")
+@register_rule("to", "type", "float", "double", "half", "bfloat16", "long", "int", "type_as",
+               "cpu", "cuda")
+def casts(func, x, *args, **kwargs):
+    """Another type or device, for both parts; token ids made floats take their mask along."""
+    if not isinstance(x, Pair):
+        return func(x, *total_of(args), **total_of(kwargs))
+    total = func(x.total, *total_of(args), **kwargs)
+    if isinstance(total, str):  # x.type() without a type
+        return total
+    if x.total.is_floating_point() == total.is_floating_point():
+        if x.total.is_floating_point():
+            return moves(func, x, *args, **kwargs)
+        return x.map(total, lambda mask: mask.to(total.device))
+    if total.is_floating_point():
+        return x.map(total, lambda mask: total * mask.to(total.device))
+    return total  # numbers rounded to integers are indices: nothing is relevant in them
+
+
+@register_rule("pad")
+def pads(func, x, pad, mode="constant", value=None):
+    """The padding's constant belongs to nobody: both parts are padded with zeros."""
+    return x.map(func(x.total, pad, mode, value), lambda rel: func(rel, pad, mode))
+
+
+@register_rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
 def joins(func, tensors, *args, **kwargs):
-    """Concatenation: part by part; a tensor that was not decomposed is irrelevant."""
+    """Concatenation: part by part.
+
+    A constant beside the parts (a class token) is shared out like a bias, in proportion to the
+    parts that it is joined with: c·Σ|β| / Σ(|β| + |γ|), summed along the joined dimension.
+    """
     total = func(total_of(tensors), *args, **kwargs)
-    groups = len(next(t for t in tensors if isinstance(t, Pair)).parts)
+    pairs = [t for t in tensors if isinstance(t, Pair)]
+    if len(pairs) == len(tensors) or not total.is_floating_point():
+        columns = [
+            tuple(t.dense()) if isinstance(t, Pair)
+            else (torch.zeros_like(t, dtype=torch.bool),) * len(pairs[0].parts)
+            for t in tensors
+        ]
+        return Pair(
+            total, tuple(func(parts, *args, **kwargs) for parts in zip(*columns, strict=True))
+        )
+    dim = kwargs.get("dim", args[0] if args else {"hstack": 1, "dstack": 2}.get(func.__name__, 0))
+    zero = [torch.zeros_like(t) if not isinstance(t, Pair) else None for t in tensors]
+    constant = func(
+        [torch.zeros_like(t.total) if isinstance(t, Pair) else t for t in tensors], *args, **kwargs
+    )
+
+    def part(own):
+        """The parts with zeros in the constants' places, then the constants' shares."""
+        own = iter(own)
+        joined = func([next(own) if z is None else z for z in zero], *args, **kwargs)
+        relevant = joined.abs().sum(dim, keepdim=True)
+        both = relevant + (total - constant - joined).abs().sum(dim, keepdim=True)
+        return joined + constant * (relevant / both.clamp_min(torch.finfo(both.dtype).tiny))
+
+    columns = zip(*(pair.dense() for pair in pairs), strict=True)
+    return Pair(total, tuple(part(own) for own in columns))
+
+
+@register_rule("embedding")
+def embedding(func, ids, weight, *args, **kwargs):
+    """A token's vector is relevant where its position is in the group."""
+    if not isinstance(ids, Pair):
+        return moves(lambda w: func(ids, w, *args, **kwargs), weight)
+    total = func(ids.total, total_of(weight), *args, **kwargs)
+    return ids.map(total, lambda mask: total * mask.unsqueeze(-1))
+
+
+@register_rule("embedding_bag")
+def embedding_bag(func, ids, weight, offsets=None, max_norm=None, norm_type=2.0,
+                  scale_grad_by_freq=False, mode="mean", sparse=False,
+                  per_sample_weights=None, include_last_offset=False, padding_idx=None):
+    """Sum, mean or maximum of the vectors of a row of ids."""
+    if offsets is not None or padding_idx is not None or per_sample_weights is not None:
+        raise MissingRuleError(f"{describe(func)} with offsets, padding or weights")
+    vectors = F.embedding(ids, weight, None, max_norm, norm_type, scale_grad_by_freq, sparse)
+    return {"sum": vectors.sum, "mean": vectors.mean, "max": vectors.amax}[mode](1)
+
+
+@register_rule("one_hot")
+def one_hot(func, ids, num_classes=-1):
+    """As `embedding`."""
+    total = func(ids.total, num_classes)
+    return ids.map(total, lambda mask: mask.unsqueeze(-1))
+
+
+@register_rule(Tensor.__setitem__)
+def assigns(func, x, index, value):
+    """x[index] = value: part by part; a constant that is written has no relevant part."""
+    if not isinstance(x, Pair):
+        raise MissingRuleError(
+            "x[index] = decomposed, where x is an ordinary tensor (make x with "
+            "decomposed.new_zeros(...), or use torch.cat)"
+        )
+    index = total_of(index)
+    groups = len(x.parts)
+    new = tuple(value.dense()) if isinstance(value, Pair) else (0,) * groups
+    parts = tuple(x.dense()) if x._aliased else tuple(part.clone() for part in x.dense())
+    total = x.total if x._aliased else x.total.clone()
+    func(total, index, total_of(value))
+    for part, written in zip(parts, new, strict=True):
+        func(part, index, written)
+    x.total, x.parts = total, parts
+
+
+@register_rule("copy_", "fill_", "zero_")
+def overwrites(func, x, value=0, *args):
+    """As `x[...] = value`."""
+    assigns(Tensor.__setitem__, x, ..., value)
+    return x
+
+
+@register_rule("scatter", "index_copy", "index_add", "scatter_add", "index_put")
+def scatters(func, x, *args, **kwargs):
+    """Writes or adds one tensor at places of another; a constant among them is irrelevant."""
+    args = (x, *args)
+    groups = len(next(a for a in args if isinstance(a, Pair)).parts)
     columns = [
-        tuple(t.dense()) if isinstance(t, Pair) else (torch.zeros_like(t),) * groups
-        for t in tensors
+        tuple(a.dense()) if isinstance(a, Pair)
+        else (torch.zeros_like(a) if isinstance(a, Tensor) and a.is_floating_point() else a,)
+        * groups
+        for a in args
     ]
-    return Pair(total, tuple(func(parts, *args, **kwargs) for parts in zip(*columns, strict=True)))
+    total = func(*total_of(args), **kwargs)
+    return Pair(total, tuple(func(*own, **kwargs) for own in zip(*columns, strict=True)))
 
 
 def reads(func, *args, **kwargs):
@@ -70,46 +192,24 @@ def reads(func, *args, **kwargs):
     return func(*total_of(args), **total_of(kwargs))
 
 
-register_rule(
-    "size",
-    "dim",
-    "numel",
-    "is_floating_point",
-    "is_complex",
-    "stride",
-    "is_contiguous",
-    "zeros_like",
-    "ones_like",
-    "new_zeros",
-    "new_ones",
-    "item",
-    "argmax",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "eq",
-    "ne",
-    "isnan",
-    "isfinite",
-    Tensor.__len__,
-    Tensor.__bool__,
-    Tensor.__float__,
-    Tensor.__int__,
-    Tensor.__index__,
-    *(
-        vars(torch._C.TensorBase)[name].__get__
-        for name in (
-            "shape",
-            "ndim",
-            "dtype",
-            "device",
-            "layout",
-            "is_cuda",
-            "requires_grad",
-            "is_sparse",
-            "is_quantized",
-            "is_mkldnn",
-        )
-    ),
-)(reads)
+READS = """size dim ndimension numel nelement element_size stride storage_offset data_ptr item
+    tolist numpy is_floating_point is_complex is_contiguous is_signed is_same_size is_pinned
+    get_device argmax argmin argsort nonzero count_nonzero unique
+    gt ge lt le eq ne greater greater_equal less less_equal not_equal equal allclose isclose isnan
+    isfinite isinf isin isposinf isneginf any all logical_and logical_or logical_not logical_xor
+    bitwise_and bitwise_or bitwise_not sign sgn signbit heaviside round floor ceil trunc
+    floor_divide remainder fmod result_type can_cast searchsorted bucketize bincount
+    histc bernoulli multinomial"""
+NUMBERS = (Tensor.__len__, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
+           Tensor.__floordiv__, Tensor.__contains__, Tensor.__array__, Tensor.__format__)
+ATTRIBUTES = """shape ndim dtype device layout requires_grad is_cuda is_sparse is_sparse_csr
+    is_quantized is_nested is_meta is_mkldnn is_mps is_xpu is_xla is_cpu itemsize nbytes
+    is_leaf grad_fn output_nr"""
+register_rule(*READS.split(), *NUMBERS, *getters(*ATTRIBUTES.split()))(reads)
+
+
+@register_rule(*"""zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor""".split())
+def makes(func, *args, **kwargs):
+    """A new tensor like a decomposed one is a constant, until something decomposed is written."""
+    return Constant(func(*total_of(args), **total_of(kwargs)))
