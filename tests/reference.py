@@ -188,14 +188,15 @@ def cdep_pair(relevant: Tensor, irrelevant: Tensor, annotated: Tensor | None = N
     return value
 
 
-def cdep_centred(relevant: Tensor, irrelevant: Tensor, annotated: Tensor | None = None) -> Tensor:
-    """The pair form after β − mean over classes of β, γ − mean over classes of γ."""
-    centred_relevant, centred_irrelevant = relevant.clone(), irrelevant.clone()
-    for n in range(relevant.shape[0]):
-        for g in range(relevant.shape[1]):
-            centred_relevant[n, g] = relevant[n, g] - relevant[n, g].mean()
-            centred_irrelevant[n, g] = irrelevant[n, g] - irrelevant[n, g].mean()
-    return cdep_pair(centred_relevant, centred_irrelevant, annotated)
+def cdep_centred(relevant: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """Σ_k (β_k − mean β)². Mean over annotated examples, sum over groups and classes."""
+    examples = annotated_examples(len(relevant), annotated)
+    value = relevant.new_zeros(())
+    for n in examples:
+        for beta in relevant[n]:
+            for k in range(len(beta)):
+                value = value + (beta[k] - sum(beta) / len(beta)) ** 2 / len(examples)
+    return value
 
 
 def cdep_classwise(relevant: Tensor, annotated: Tensor | None = None) -> Tensor:

@@ -23,21 +23,18 @@ def pair(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) 
 
 
 def centred(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """|share − target|, share = |β_k − mean β| / (|β_k − mean β| + |γ_k − mean γ|), summed over k.
+    """‖β − mean_k β‖², summed over the classes k, in squared logits: only what tells classes apart.
 
-    Numerator and denominator are summed over the classes before they are divided. Invariant to a
-    constant added to all logits and to their scale: only what tells the classes apart counts.
+    Ours. Invariant to a constant added to all of β. Being squared it lets small contributions pass
+    and so does not stop a fresh net from learning, where an absolute value does.
     """
-    size = (relevant - relevant.mean(-1, keepdim=True)).abs().sum(-1)
-    rest = (irrelevant - irrelevant.mean(-1, keepdim=True)).abs().sum(-1)
-    both = size + rest
-    return (size / both.masked_fill(both == 0, 1) - targets).abs()
+    return (relevant - relevant.mean(-1, keepdim=True)).square().sum(-1)
 
 
 def classwise(relevant: Tensor, irrelevant: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """‖softmax_k(β) − target‖₁, Eq. 5 of the paper, with 1/classes as the target that says nothing.
 
-    Wanted shares other than 0 have no meaning here. Invariant to a constant added to all logits.
+    Invariant to a constant added to all logits.
     """
     return (F.softmax(relevant, -1) - 1 / relevant.shape[-1]).abs().sum(-1)
 
@@ -70,14 +67,14 @@ class CDEP:
         self.form, self.rules = form, {"relu": relu}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits `[N, C]` and the penalty, a scalar without unit (λ not applied)."""
+        """Logits `[N, C]` and the penalty, a scalar (λ not applied; unit: see the form)."""
         groups = groups_of(batch, self)
         mask = groups.mask
         parts = decompose(model, batch.inputs, mask, boxes=groups.boxes, rules=self.rules)
         targets = groups.targets
         if targets is None:
             targets = parts.relevant.new_zeros(mask.shape[1])
-        elif self.form in ("classwise", "text"):
+        elif self.form != "pair":
             raise PenaltyError(f"form {self.form} knows no wanted share but 'must not matter'")
         values = FORMS[self.form](parts.relevant, parts.irrelevant, targets, batch.labels)
         return parts.total, mean_annotated(values.sum(1), groups)
