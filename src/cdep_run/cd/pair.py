@@ -120,16 +120,16 @@ class Constant(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         target, name = (args[0] if args else None), getattr(func, "__name__", "")
         pair = next((a for a in args if isinstance(a, Pair)), None)
-        if pair is not None and isinstance(target, Constant) and name.rstrip("_") != name:
-            if name == "__setitem__" or not name.endswith("__"):
-                zeros = torch.zeros_like(target.total)
-                target.__class__ = Pair
-                target.parts, target._aliased = (zeros,) * len(pair.parts), False
+        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if writes and pair is not None and isinstance(target, Constant):
+            zeros = torch.zeros_like(target.total)
+            target.__class__ = Pair
+            target.parts, target._aliased = (zeros,) * len(pair.parts), False
         result = func(*_plain(args), **_plain(kwargs or {}))
         written = isinstance(target, Constant) and result is target.total
         return target if written else result
 
-    __torch_dispatch__ = Pair.__torch_dispatch__
+    __torch_dispatch__ = Pair.__torch_dispatch__  # type: ignore[assignment]
 
 
 def _plain(value: Any) -> Any:

@@ -51,14 +51,11 @@ def rectifier(func, x, *args, **kwargs):
     """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0; variant "symmetric" selectable."""
     if variant("relu") == "symmetric":
         return symmetric(func, x, *args, **kwargs)
-    return x.map_elements(
-        func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs)
-    )
+    return x.map_elements(func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs))
 
 
-register_rule(
-    *"relu relu6 leaky_relu elu selu celu gelu silu mish hardswish".split(),
-)(rectifier)
+RECTIFIERS = "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish"
+register_rule(*RECTIFIERS.split())(rectifier)
 
 
 @register_rule("prelu")

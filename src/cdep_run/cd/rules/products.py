@@ -24,9 +24,7 @@ def product(func, *operands) -> Pair:
     places = [i for i, operand in enumerate(operands) if isinstance(operand, Pair)]
 
     def with_parts(parts, chosen):
-        return func(
-            *(parts[chosen.index(i)] if i in chosen else t for i, t in enumerate(totals))
-        )
+        return func(*(parts[chosen.index(i)] if i in chosen else t for i, t in enumerate(totals)))
 
     def part(*parts):
         if len(places) == 1 or variant("product") == "strict":
@@ -118,10 +116,10 @@ def quotient(func, x, y, *, rounding_mode=None):
     return x.map(func(x.total, y), lambda rel: func(rel, y))
 
 
-@register_rule(
-    *"rsqrt reciprocal var std var_mean std_mean norm vector_norm matrix_norm".split(),
-    Tensor.__rtruediv__,
-)
+NORMALISERS = "rsqrt reciprocal var std var_mean std_mean norm vector_norm matrix_norm"
+
+
+@register_rule(*NORMALISERS.split(), Tensor.__rtruediv__)
 def normalisers(func, x, *args, **kwargs):
     """What divides or measures a size is read from the total, as in layer norm. No part of its own.
 
@@ -169,9 +167,7 @@ def add_constant(pair: Pair, constant: Tensor, never_a_mask: bool) -> Pair:
     shape = torch.broadcast_shapes(pair.total.shape, constant.shape)
     if shape != pair.total.shape or constant.dtype != pair.total.dtype:
         dtype = torch.promote_types(pair.total.dtype, constant.dtype)
-        pair = pair.map(
-            pair.total.to(dtype).expand(shape), lambda rel: rel.to(dtype).expand(shape)
-        )
+        pair = pair.map(pair.total.to(dtype).expand(shape), lambda rel: rel.to(dtype).expand(shape))
     if never_a_mask:
         return share_bias(pair, constant)
     masking = constant < torch.finfo(constant.dtype).min / 2

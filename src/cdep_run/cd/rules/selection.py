@@ -8,8 +8,21 @@ from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule
 
 
-@register_rule("max", "min", "median", "nanmedian", "mode", "kthvalue", "topk", "sort", "msort",
-               "cummax", "cummin", "amax", "amin")
+@register_rule(
+    "max",
+    "min",
+    "median",
+    "nanmedian",
+    "mode",
+    "kthvalue",
+    "topk",
+    "sort",
+    "msort",
+    "cummax",
+    "cummin",
+    "amax",
+    "amin",
+)
 def selects(func, x, *args, **kwargs):
     """Largest, smallest, sorted entries: the parts at the positions that the total chooses.
 
@@ -73,9 +86,7 @@ def where(func, condition, x, y):
     total = func(condition, *totals)
     groups = len((x if isinstance(x, Pair) else y).parts)
     zero = total.new_zeros(())
-    columns = [
-        tuple(t.dense()) if isinstance(t, Pair) else (zero,) * groups for t in (x, y)
-    ]
+    columns = [tuple(t.dense()) if isinstance(t, Pair) else (zero,) * groups for t in (x, y)]
     return Pair(total, tuple(func(condition, a, b) for a, b in zip(*columns, strict=True)))
 
 

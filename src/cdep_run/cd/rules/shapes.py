@@ -23,7 +23,8 @@ def moves(func, x, *args, **kwargs):
     columns = [func(part, *args, **kwargs) for part in parts]
     if isinstance(total, (tuple, list)):
         return tuple(
-            _view(x, Pair(t, part)) for t, part in zip(total, zip(*columns, strict=True), strict=True)
+            _view(x, Pair(t, part))
+            for t, part in zip(total, zip(*columns, strict=True), strict=True)
         )
     return _view(x, Pair(total, tuple(columns)))
 
@@ -59,8 +60,9 @@ register_rule(
 )(moves)
 
 
-@register_rule("to", "type", "float", "double", "half", "bfloat16", "long", "int", "type_as",
-               "cpu", "cuda")
+@register_rule(
+    "to", "type", "float", "double", "half", "bfloat16", "long", "int", "type_as", "cpu", "cuda"
+)
 def casts(func, x, *args, **kwargs):
     """Another type or device, for both parts; token ids made floats take their mask along."""
     if not isinstance(x, Pair):
@@ -94,7 +96,8 @@ def joins(func, tensors, *args, **kwargs):
     pairs = [t for t in tensors if isinstance(t, Pair)]
     if len(pairs) == len(tensors) or not total.is_floating_point():
         columns = [
-            tuple(t.dense()) if isinstance(t, Pair)
+            tuple(t.dense())
+            if isinstance(t, Pair)
             else (torch.zeros_like(t, dtype=torch.bool),) * len(pairs[0].parts)
             for t in tensors
         ]
@@ -129,9 +132,20 @@ def embedding(func, ids, weight, *args, **kwargs):
 
 
 @register_rule("embedding_bag")
-def embedding_bag(func, ids, weight, offsets=None, max_norm=None, norm_type=2.0,
-                  scale_grad_by_freq=False, mode="mean", sparse=False,
-                  per_sample_weights=None, include_last_offset=False, padding_idx=None):
+def embedding_bag(
+    func,
+    ids,
+    weight,
+    offsets=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    mode="mean",
+    sparse=False,
+    per_sample_weights=None,
+    include_last_offset=False,
+    padding_idx=None,
+):
     """Sum, mean or maximum of the vectors of a row of ids."""
     if offsets is not None or padding_idx is not None or per_sample_weights is not None:
         raise MissingRuleError(f"{describe(func)} with offsets, padding or weights")
@@ -178,7 +192,8 @@ def scatters(func, x, *args, **kwargs):
     args = (x, *args)
     groups = len(next(a for a in args if isinstance(a, Pair)).parts)
     columns = [
-        tuple(a.dense()) if isinstance(a, Pair)
+        tuple(a.dense())
+        if isinstance(a, Pair)
         else (torch.zeros_like(a) if isinstance(a, Tensor) and a.is_floating_point() else a,)
         * groups
         for a in args
@@ -200,16 +215,28 @@ READS = """size dim ndimension numel nelement element_size stride storage_offset
     bitwise_and bitwise_or bitwise_not sign sgn signbit heaviside round floor ceil trunc
     floor_divide remainder fmod result_type can_cast searchsorted bucketize bincount
     histc bernoulli multinomial"""
-NUMBERS = (Tensor.__len__, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
-           Tensor.__floordiv__, Tensor.__contains__, Tensor.__array__, Tensor.__format__)
+NUMBERS = (
+    Tensor.__len__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+    Tensor.__floordiv__,
+    Tensor.__contains__,
+    Tensor.__array__,
+    Tensor.__format__,
+)
 ATTRIBUTES = """shape ndim dtype device layout requires_grad is_cuda is_sparse is_sparse_csr
     is_quantized is_nested is_meta is_mkldnn is_mps is_xpu is_xla is_cpu itemsize nbytes
     is_leaf grad_fn output_nr"""
 register_rule(*READS.split(), *NUMBERS, *getters(*ATTRIBUTES.split()))(reads)
 
 
-@register_rule(*"""zeros_like ones_like empty_like full_like rand_like randn_like randint_like
-    new_zeros new_ones new_empty new_full new_tensor""".split())
+FACTORIES = """zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor"""
+
+
+@register_rule(*FACTORIES.split())
 def makes(func, *args, **kwargs):
     """A new tensor like a decomposed one is a constant, until something decomposed is written."""
     return Constant(func(*total_of(args), **total_of(kwargs)))
