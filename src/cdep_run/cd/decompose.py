@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cdep_run.batch import Box, fit_mask
-from cdep_run.cd.pair import Pair, Part
+from cdep_run.cd.pair import Pair, Part, gradient_wanted
 from cdep_run.cd.registry import MissingRuleError, use_variants
 from cdep_run.cd.windows import Windows
 
@@ -38,9 +41,10 @@ def decompose(
     model: nn.Module,
     x: Tensor,
     mask: Tensor,
-    *,
+    *args: Any,
     boxes: Sequence[Sequence[Box]] | None = None,
     rules: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> Decomposition:
     """Contextual decomposition of `model(x)` into the part due to feature groups and the rest.
 
@@ -49,35 +53,40 @@ def decompose(
     Sources: Murdoch et al. 2018, Singh et al. 2019, Rieger et al. 2019 (arXiv:1909.13584).
 
     Args:
-        model: any module whose forward maps `x` to `[N, C]`.
+        model: any module whose forward maps `x` to `[N, C]`, or to an object that has them as its
+            `logits`.
         x: `[N, *features]`, float, or int token ids.
         mask: bool `[N or 1, *features]` (one group) or `[N or 1, G, *features]`, True inside the
             group; feature dimensions of size 1 broadcast.
         boxes: for image-shaped `x` `[N, C, H, W]`, per group the boxes (top, bottom, left, right)
             outside which the mask is False in every example; the result is the same, sooner.
-        rules: variants of rules by name, such as `{"relu": "symmetric"}`.
+        rules: variants of rules by name, such as `{"relu": "symmetric"}`; `VARIANTS` lists them.
+        args, kwargs: further arguments of the model's forward, such as `attention_mask`.
 
     Returns:
         `Decomposition`, `[N, G, C]`, or `[N, C]` for a mask without a group axis.
 
     Raises:
         MissingRuleError: the forward uses an op without a rule; names the op and the module.
-        ValueError: the mask does not fit `x`, or the model's output is not `[N, C]`.
+        ValueError: the mask does not fit `x`, `x` is complex or sparse, or the model's output is
+            not `[N, C]`.
     """
+    if x.is_complex() or x.layout != torch.strided or x.is_nested:
+        raise ValueError(f"decompose needs a dense real input, got {x.dtype}, {x.layout}")
     masks = fit_mask(x, mask).unbind(1)
     if boxes is not None:
         _check_boxes(x, boxes, len(masks))
     parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
     try:
-        with use_variants(rules or {}):
-            output = model(Pair(x, parts))
+        with use_variants(rules or {}), _uncompiled(), gradient_wanted():
+            output = model(Pair(x, parts), *args, **kwargs)
     except MissingRuleError as error:
         if error.module_path is not None:
             raise
-        raise MissingRuleError(error.name, _module_path(model, error)) from None
-    if not isinstance(output, Pair) or output.total.dim() != 2:
-        what = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the model's output must be logits [N, C], got {what}")
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        cure = "Decompose the module as it was before torch.jit." if scripted else error.cure
+        raise MissingRuleError(error.name, _module_path(model, error), cure) from None
+    output = _logits(output)
     relevant = torch.stack(tuple(output.dense()), 1)
     irrelevant = output.total.unsqueeze(1) - relevant
     return (
@@ -85,6 +94,31 @@ def decompose(
         if mask.dim() == x.dim() + 1
         else Decomposition(relevant[:, 0], irrelevant[:, 0])
     )
+
+
+def _logits(output: Any) -> Pair:
+    """The model's output, or its `logits`, if it is a pair of `[N, C]`."""
+    output = getattr(output, "logits", output)
+    if isinstance(output, Pair) and output.total.dim() == 2:
+        return output
+    if isinstance(output, Tensor):
+        got, cure = f"a tensor {list(output.shape)}", ""
+        if not isinstance(output, Pair):
+            cure = "; it does not depend on the input through decomposed ops"
+    else:
+        got = f"a {type(output).__name__}"
+        cure = (
+            "; wrap the model in a module whose forward returns one tensor, `model(x)[0]` or "
+            "`model(x)['out']`, or, where only training adds auxiliary outputs, call model.eval()"
+        )
+    raise ValueError(f"the model's output must be logits [N, C], got {got}{cure}")
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Lets models and functions under `torch.compile` run as they were written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _check_boxes(x: Tensor, boxes: Sequence[Sequence[Box]], groups: int) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import torch
@@ -80,6 +84,8 @@ class Pair(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if _gradient_wanted.get() and not torch.is_grad_enabled():
+            _refuse_autograd_functions()
         kwargs = dict(kwargs) if kwargs else {}
         rule, func, in_place = registry.find(func)
         in_place = kwargs.pop("inplace", False) or in_place
@@ -88,15 +94,45 @@ class Pair(torch.Tensor):
             return result
         if not isinstance(args[0], Pair):
             raise registry.MissingRuleError(
-                f"{registry.describe(func)}_ of an ordinary tensor with a decomposed one (make the "
-                "first with decomposed.new_zeros(...), or write it out of place)"
+                f"{registry.describe(func)}_ of an ordinary tensor with a decomposed one",
+                cure="Make the first with decomposed.new_zeros(...), or write it out of place.",
             )
         return args[0]._write(result)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         # Only code that bypasses __torch_function__ (scripted modules, C++ extensions) gets here.
-        raise registry.MissingRuleError(f"{func} (called from compiled or scripted code)")
+        raise registry.MissingRuleError(f"{func}, called from scripted or C++ code")
+
+
+_gradient_wanted: ContextVar[bool] = ContextVar("gradient_wanted", default=False)
+
+
+@contextmanager
+def gradient_wanted() -> Iterator[None]:
+    """While it lasts, ops that would lose the parts' gradients are refused, if gradients are on."""
+    token = _gradient_wanted.set(torch.is_grad_enabled())
+    try:
+        yield
+    finally:
+        _gradient_wanted.reset(token)
+
+
+def _refuse_autograd_functions() -> None:
+    """Raise inside the forward of a `torch.autograd.Function`: its backward knows no parts."""
+    kinds, forwards = [torch.autograd.Function], {}
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        forwards[getattr(kind.forward, "__code__", None)] = kind.__name__
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code in forwards:
+            raise registry.MissingRuleError(
+                f"{forwards[frame.f_code]}.apply, a torch.autograd.Function",
+                cure="Its backward would lose the parts: write its forward as ordinary torch ops, "
+                "or decompose under torch.no_grad().",
+            )
+        frame = frame.f_back
 
 
 class Constant(torch.Tensor):

@@ -31,17 +31,28 @@ _variants: ContextVar[Mapping[str, str] | None] = ContextVar("variants", default
 
 
 class MissingRuleError(NotImplementedError):
-    """The forward pass used an op for which no decomposition rule is registered."""
+    """The forward pass used an op for which no decomposition rule is registered.
 
-    def __init__(self, name: str, module_path: str | None = None):
-        self.name, self.module_path = name, module_path
-        module = module_path or "<the model itself>"
-        where = "" if module_path is None else f" (in module '{module}')"
+    Args:
+        name: the op, as a user can write it down.
+        module_path: the module whose forward used it; None until `decompose` finds it.
+        cure: what to do about it; None: register a rule.
+    """
+
+    def __init__(self, name: str, module_path: str | None = None, cure: str | None = None):
+        self.name, self.module_path, self.cure = name, module_path, cure
+        where = ""
+        if module_path is not None:
+            where = f" (in module '{module_path or '<the model itself>'}')"
         super().__init__(
-            f"no decomposition rule for {name}{where}. Register one:\n"
-            f"    @cdep_run.cd.register_rule({name})\n"
-            f"    def my_rule(func, x, *args, **kwargs):  # x is a cdep_run.cd.Pair\n"
-            f"        return x.map(func(x.total, *args, **kwargs), lambda relevant: ...)"
+            f"no decomposition rule for {name}{where}. "
+            + (
+                cure
+                or f"Register one:\n"
+                f"    @cdep_run.cd.register_rule({name})\n"
+                f"    def my_rule(func, x, *args, **kwargs):  # x is a cdep_run.cd.Pair\n"
+                f"        return x.map(func(x.total, *args, **kwargs), lambda relevant: ...)"
+            )
         )
 
 

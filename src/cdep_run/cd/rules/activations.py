@@ -7,6 +7,8 @@ Functions without a value at 0 or for negative parts: each part is scaled as the
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cdep_run.cd.pair import total_of
@@ -107,6 +109,12 @@ def power(func, x, exponent):
     if not whole and isinstance(exponent, (int, float)) and exponent < 0:
         return func(x.total, exponent)  # one over something: see `quotient` in products.py
     return (symmetric if whole else scaled)(func, x, exponent)
+
+
+@register_rule(torch.Tensor.__rpow__)
+def exponential(func, x, base):
+    """base ** x as exp(x · log base)."""
+    return torch.exp(x * math.log(base))
 
 
 @register_rule("glu")

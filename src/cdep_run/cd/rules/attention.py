@@ -47,6 +47,14 @@ def softmax(func, x, dim=None, *args, **kwargs):
     return x.map(total, part)
 
 
+@register_rule("logsumexp")
+def logsumexp(func, x, dim, keepdim=False):
+    """x − log softmax(x), the same at every entry."""
+    for d in [dim] if isinstance(dim, int) else sorted((d % x.dim() for d in dim), reverse=True):
+        x = (x - F.log_softmax(x, d)).mean(d, keepdim=keepdim)
+    return x
+
+
 @register_rule("softmin")
 def softmin(func, x, dim=None, **kwargs):
     """softmax(−x)."""

@@ -10,6 +10,7 @@ relevant is a choice: Jumelet et al. 2019 (generalised contextual decomposition)
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.cd.pair import Pair, total_of
@@ -101,6 +102,24 @@ def add_elementwise_product(func, bias, x, y, *, value=1):
 def lerp(func, start, end, weight):
     """start + weight·(end − start)."""
     return start + weight * (end - start)
+
+
+@register_rule("prod")
+def multiplies_all(func, x, *args, **kwargs):
+    """½[f(β) + f(β+γ) − f(γ)], the Shapley value of a product of any number of factors."""
+    total = func(x.total, *args, **kwargs)
+
+    def part(rel):
+        rest = func(x.total - rel, *args, **kwargs)
+        return (func(rel, *args, **kwargs) + (total - rest)) / 2
+
+    return x.map(total, part)
+
+
+@register_rule("cosine_similarity")
+def cosine(func, x, y, dim=1, eps=1e-8):
+    """The product of the two normalised vectors."""
+    return (F.normalize(x, dim=dim, eps=eps) * F.normalize(y, dim=dim, eps=eps)).sum(dim)
 
 
 @register_rule("div", "true_divide", Tensor.__truediv__)

@@ -79,7 +79,13 @@ def extremum(func, x, y):
     return torch.where(larger, x, y)
 
 
-@register_rule("where")
+@register_rule(torch.Tensor.where)
+def where_method(func, x, condition, y):
+    """x.where(condition, y) is torch.where(condition, x, y)."""
+    return torch.where(condition, x, y)
+
+
+@register_rule(torch.where)
 def where(func, condition, x, y):
     """Positions from x or from y; at a constant nothing is relevant."""
     condition, totals = total_of(condition), (total_of(x), total_of(y))

@@ -165,8 +165,8 @@ def assigns(func, x, index, value):
     """x[index] = value: part by part; a constant that is written has no relevant part."""
     if not isinstance(x, Pair):
         raise MissingRuleError(
-            "x[index] = decomposed, where x is an ordinary tensor (make x with "
-            "decomposed.new_zeros(...), or use torch.cat)"
+            "x[index] = decomposed, where x is an ordinary tensor",
+            cure="Make x with decomposed.new_zeros(...), or use torch.cat.",
         )
     index = total_of(index)
     groups = len(x.parts)
