@@ -464,9 +464,9 @@ def test_a_missing_rule_names_op_and_module_and_three_lines_register_one():
 
     refused(unfold_distances, MissingRuleError, r"torch\.cdist.*\n.*register_rule")
 
-    @register_rule("digamma")
+    @register_rule("i0")
     def rule(func, x, *args, **kwargs):
         return x.map(func(x.total), lambda relevant: relevant * 0)
 
     x, mask = torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool)
-    assert torch.count_nonzero(decompose(Net(torch.digamma), x, mask).relevant) == 0
+    assert torch.count_nonzero(decompose(Net(torch.i0), x, mask).relevant) == 0

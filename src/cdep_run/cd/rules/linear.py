@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,39 +18,90 @@ from cdep_run.cd.windows import Windows
 
 
 class BiasShare(torch.autograd.Function):
-    """β + b·|β| / (|β| + |γ|), where β + γ is the sum before b was added to it.
+    """sβ + b·|sβ| / (|sβ| + |sγ|), where β + γ is the total before s and b; s is 1 if not given.
 
     Where both are 0 the bias belongs to γ (the published code gives it to nobody and so loses
     β + γ = activation). γ is the difference of two results of the same op, so that it is 0 exactly
     where the group is everything; a total with the bias in it would leave rounding noise of ε|b|.
     Written as one function because it keeps two tensors for the backward pass where the chain of
-    elementwise ops keeps six, and because its gradient is finite at 0/0. There are no masks in it:
-    on a CPU filling by a mask takes as long as twenty multiplications.
+    elementwise ops keeps six, because its gradient is finite at 0/0, and because it can go through
+    large tensors block by block: what lies between input and output never leaves the CPU's cache.
+    There are no masks in it: on a CPU filling by a mask takes as long as twenty multiplications.
     """
 
     @staticmethod
-    def forward(ctx, relevant: Tensor, before: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(relevant, before, bias)
-        size = relevant.abs()
-        both = (before - relevant).abs_().add_(size)
-        torch.maximum(both, _floor(bias, size.dtype), out=both)
-        return torch.addcmul(relevant, size.div_(both), bias.to(relevant.dtype))
+    def forward(
+        ctx, relevant: Tensor, before: Tensor, bias: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        ctx.save_for_backward(relevant, before, bias, scale)
+        result = torch.empty_like(relevant)
+        for rel, total, b, s, out in _blocks(relevant, before, bias, scale, result):
+            rel, total = (rel, total) if s is None else (rel * s, total * s)
+            size = rel.abs()
+            both = (total - rel).abs_().add_(size)
+            torch.maximum(both, _floor(b, both.dtype), out=both)
+            torch.addcmul(rel, size.div_(both), b.to(rel.dtype), out=out)
+        return result
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        relevant, before, bias = ctx.saved_tensors
-        irrelevant = before - relevant
-        share = relevant.abs()
-        both = irrelevant.abs().add_(share)
-        torch.maximum(both, _floor(bias, share.dtype), out=both)
-        share.div_(both)
-        # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both. The signs, 0 where
-        # both parts are 0, come before the division, so that nothing overflows.
-        weight = grad * bias
-        by_irrelevant = irrelevant.sign_().mul_(share).div_(both).mul_(weight)
-        by_size = relevant.sign().mul_(1 - share).div_(both).mul_(weight)
-        by_bias = (grad * share).sum_to_size(bias.shape)
-        return by_size.add_(grad).add_(by_irrelevant), by_irrelevant.neg(), by_bias
+        relevant, before, bias, scale = ctx.saved_tensors
+        by_relevant, by_before = torch.empty_like(relevant), torch.empty_like(before)
+        by_bias = torch.zeros_like(bias)
+        by_scale = None if scale is None else torch.zeros_like(scale)
+        for rel, total, b, s, g, to_rel, to_total, to_b, to_s in _blocks(
+            relevant, before, bias, scale, grad.contiguous(), by_relevant, by_before, by_bias,
+            by_scale,
+        ):  # fmt: skip
+            unscaled = rel, total
+            rel, total = unscaled if s is None else (rel * s, total * s)
+            irrelevant, share = total - rel, rel.abs()
+            both = irrelevant.abs().add_(share)
+            torch.maximum(both, _floor(b, both.dtype), out=both)
+            share.div_(both)
+            # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both. The signs, 0
+            # where both parts are 0, come before the division, so that nothing overflows.
+            weight = g * b
+            by_irrelevant = irrelevant.sign_().mul_(share).div_(both).mul_(weight)
+            by_size = rel.sign().mul_(1 - share).div_(both).mul_(weight)
+            to_b += share.mul_(g).sum_to_size(b.shape)
+            for own, to, of in (
+                (by_size.add_(g).add_(by_irrelevant), to_rel, unscaled[0]),
+                (by_irrelevant.neg_(), to_total, unscaled[1]),
+            ):
+                if s is None:
+                    to.copy_(own)
+                else:
+                    torch.mul(own, s, out=to)
+                    to_s += own.mul_(of).sum_to_size(s.shape)
+        return by_relevant, by_before, by_bias, by_scale
+
+
+BLOCK = 1 << 15
+"""Entries that are worked on together: a few tensors of this size fit a core's cache."""
+
+
+def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Blocks of the first tensor and of others that broadcast to it; None stays None."""
+    assert tensors[0] is not None
+    shape = tensors[0].shape
+    if tensors[0].numel() <= 2 * BLOCK or not tensors[0].is_cpu:
+        yield tensors
+        return
+    axis = next(d for d, n in enumerate(shape) if n > 1)
+    step = max(1, BLOCK * shape[axis] // tensors[0].numel())
+    for start in range(0, shape[axis], step):
+        block = tuple(_narrow(t, axis - len(shape), start, step, shape[axis]) for t in tensors)
+        if step > 1:
+            yield block
+        else:
+            yield from _blocks(*block)
+
+
+def _narrow(tensor: Tensor | None, axis: int, start: int, step: int, size: int) -> Tensor | None:
+    if tensor is None or tensor.dim() < -axis or tensor.shape[axis] == 1:
+        return tensor
+    return tensor.narrow(axis, start, min(step, size - start))
 
 
 def _floor(bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,21 +110,21 @@ def _floor(bias: Tensor, dtype: torch.dtype) -> Tensor:
     return bias.abs().mul_(info.eps**2).add_(info.tiny).to(dtype)
 
 
-def share_bias(pair: Pair, bias: Tensor) -> Pair:
-    """β + γ + b with β' = β + b·|β| / (|β| + |γ|): add a constant and hand it out.
+def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
+    """s(β + γ) + b with β' = sβ + b·|sβ| / (|sβ| + |sγ|): add a constant and hand it out.
 
     Args:
         pair: the total and the parts without the constant.
         bias: b, broadcastable to them.
+        scale: s, broadcastable to them; None: 1.
 
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
-    before = pair.total
+    before, constant = pair.total, bias.to(pair.total.dtype)
+    total = before + constant if scale is None else (before * scale).add_(constant)
     return pair.map_elements(
-        before + bias.to(before.dtype),
-        lambda rel, before: BiasShare.apply(rel, before, bias),
-        before,
+        total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
     )
 
 

@@ -6,6 +6,8 @@ offset b is shared out like any bias. Source: Hsu et al. 2024 (arXiv:2407.00886)
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cdep_run.cd.pair import Pair
@@ -42,8 +44,7 @@ def batch_norm(
     constant = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    scaled = x.map_elements(x.total * scale, lambda rel: rel * scale)
-    return share_bias(scaled, constant)
+    return share_bias(x, constant, scale)
 
 
 def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair:
@@ -53,24 +54,24 @@ def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair
         dims: the dimensions over which the mean and the total's σ² are taken.
         weight, bias: broadcastable to x.
     """
-    size = torch.var(x.total, dims, correction=0, keepdim=True) if centre else None
-    if size is None:
-        size = x.total.square().mean(dims, keepdim=True)
-    scale = torch.rsqrt(size + eps)
+    if centre:
+        x = x.map(
+            x.total - x.total.mean(dims, keepdim=True), lambda rel: rel - rel.mean(dims, True)
+        )
+    count = math.prod(x.total.shape[d] for d in dims)
+    square = torch.linalg.vector_norm(x.total, 2, dims, keepdim=True).square() / count
+    scale = torch.rsqrt(square + eps)
     if weight is not None:
         scale = scale * weight
-
-    def part(t):
-        return (t - t.mean(dims, keepdim=True) if centre else t) * scale
-
-    result = x.map(part(x.total), part)
-    return result if bias is None else share_bias(result, bias)
+    if bias is None:
+        return x.map(x.total * scale, lambda rel: rel * scale)
+    return share_bias(x, bias, scale)
 
 
 @register_rule("layer_norm", "native_layer_norm")
 def layer_norm(func, x, normalized_shape, weight=None, bias=None, eps=1e-5, *args):
     """Over the last dimensions."""
-    return standardise(x, list(range(-len(normalized_shape), 0)), eps, weight, bias)
+    return standardise(x.contiguous(), list(range(-len(normalized_shape), 0)), eps, weight, bias)
 
 
 @register_rule("rms_norm")
