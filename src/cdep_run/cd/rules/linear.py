@@ -18,7 +18,7 @@ from cdep_run.cd.windows import Windows
 
 
 class BiasShare(torch.autograd.Function):
-    """sβ + b·|sβ| / (|sβ| + |sγ|), where β + γ is the total before s and b; s is 1 if not given.
+    """sβ + b·|β| / (|β| + |γ|), where β + γ is the total before s and b; s is 1 if not given.
 
     Where both are 0 the bias belongs to γ (the published code gives it to nobody and so loses
     β + γ = activation). γ is the difference of two results of the same op, so that it is 0 exactly
@@ -36,11 +36,11 @@ class BiasShare(torch.autograd.Function):
         ctx.save_for_backward(relevant, before, bias, scale)
         result = torch.empty_like(relevant)
         for rel, total, b, s, out in _blocks(relevant, before, bias, scale, result):
-            rel, total = (rel, total) if s is None else (rel * s, total * s)
             size = rel.abs()
             both = (total - rel).abs_().add_(size)
             torch.maximum(both, _floor(b, both.dtype), out=both)
-            torch.addcmul(rel, size.div_(both), b.to(rel.dtype), out=out)
+            scaled = rel if s is None else rel * s
+            torch.addcmul(scaled, size.div_(both), b.to(rel.dtype), out=out)
         return result
 
     @staticmethod
@@ -53,8 +53,6 @@ class BiasShare(torch.autograd.Function):
             relevant, before, bias, scale, grad.contiguous(), by_relevant, by_before, by_bias,
             by_scale,
         ):  # fmt: skip
-            unscaled = rel, total
-            rel, total = unscaled if s is None else (rel * s, total * s)
             irrelevant, share = total - rel, rel.abs()
             both = irrelevant.abs().add_(share)
             torch.maximum(both, _floor(b, both.dtype), out=both)
@@ -63,17 +61,12 @@ class BiasShare(torch.autograd.Function):
             # where both parts are 0, come before the division, so that nothing overflows.
             weight = g * b
             by_irrelevant = irrelevant.sign_().mul_(share).div_(both).mul_(weight)
-            by_size = rel.sign().mul_(1 - share).div_(both).mul_(weight)
+            by_size = rel.sign().mul_(1 - share).div_(both).mul_(weight).add_(by_irrelevant)
             to_b += share.mul_(g).sum_to_size(b.shape)
-            for own, to, of in (
-                (by_size.add_(g).add_(by_irrelevant), to_rel, unscaled[0]),
-                (by_irrelevant.neg_(), to_total, unscaled[1]),
-            ):
-                if s is None:
-                    to.copy_(own)
-                else:
-                    torch.mul(own, s, out=to)
-                    to_s += own.mul_(of).sum_to_size(s.shape)
+            if s is not None:
+                to_s += (g * rel).sum_to_size(s.shape)
+            torch.add(by_size, g if s is None else g * s, out=to_rel)
+            torch.neg(by_irrelevant, out=to_total)
         return by_relevant, by_before, by_bias, by_scale
 
 
@@ -111,7 +104,7 @@ def _floor(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
-    """s(β + γ) + b with β' = sβ + b·|sβ| / (|sβ| + |sγ|): add a constant and hand it out.
+    """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
 
     Args:
         pair: the total and the parts without the constant.
