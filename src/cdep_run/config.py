@@ -65,7 +65,7 @@ class Dataset:
     seed: int = MISSING
     val_size: int = MISSING
     train_size: int | None = MISSING
-    strengths: dict[str, float] = MISSING
+    penalties: dict[str, dict[str, Any]] = MISSING
 
 
 @dataclass

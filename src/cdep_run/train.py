@@ -179,7 +179,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
     """Call what `_target_` names with the node's other values as keyword arguments."""
-    not_arguments = ("_target_", "name", "strength", "strengths")
+    not_arguments = ("_target_", "name", "strength", "penalties")
     arguments = {key: value for key, value in node.items() if key not in not_arguments}
     module, _, name = node["_target_"].rpartition(".")
     try:
