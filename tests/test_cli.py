@@ -42,7 +42,10 @@ def test_completion_knows_the_groups(tmp_path: Path) -> None:
         (["penalty.strength=-1"], "penalty.strength is -1.0; accepted: 0 or more"),
         (["hydra.run.dir=/dev/null/x"], "cannot write to hydra.run.dir=/dev/null/x"),
         (["-m", "hydra.sweep.dir=/dev/null/x"], "cannot write to hydra.sweep.dir=/dev/null/x"),
-        (["~dataset.penalties.cdep"], "Interpolation key 'dataset.penalties.cdep.strength' not found"),
+        (
+            ["~dataset.penalties.cdep"],
+            "Interpolation key 'dataset.penalties.cdep.strength' not found",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_a_non_zero_exit(

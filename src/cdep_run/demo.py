@@ -31,7 +31,7 @@ def main() -> None:
         (folder / penalty).mkdir(parents=True)
         results[title] = train(config, folder / penalty)
         models[title], bunch = load(folder / penalty)
-    print("\nA grey patch in a corner gives the digit away in training and lies in the decoyed test.")
+    print("\nA patch in a corner gives the digit away in training and lies in the decoyed test.")
     print(f"{'penalty':10}{'λ':>5}{'decoyed test':>15}{'clean test':>13}{'s / epoch':>12}")
     for title, result in results.items():
         scores = result["metrics"]

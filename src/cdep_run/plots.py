@@ -49,10 +49,12 @@ def gallery(
     from matplotlib import pyplot as plt
 
     labels = bunch.splits[split].labels
-    chosen = torch.stack([
-        torch.nonzero(labels == c % bunch.num_classes)[c // bunch.num_classes, 0]
-        for c in range(examples)
-    ])
+    chosen = torch.stack(
+        [
+            torch.nonzero(labels == c % bunch.num_classes)[c // bunch.num_classes, 0]
+            for c in range(examples)
+        ]
+    )
     batch = bunch.splits[split].batch(chosen)
     if batch.groups is None:
         raise ValueError(f"split {split} of {bunch.name} has no groups to draw")
