@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu bench clean
+.PHONY: demo test test-gpu bench coverage-models clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -18,6 +18,10 @@ test-gpu: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
+
+coverage-models: .venv/installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]'
+	$(BIN)/python benchmarks/coverage_models.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

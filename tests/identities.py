@@ -54,7 +54,7 @@ def measure(model: nn.Module, x: Tensor, mask: Tensor, gradients: bool = True, *
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         finite &= all(bool(g.isfinite().all()) for g in found if g is not None)
     return Errors(
-        total=float((parts.total - output).abs().max() / scale),
+        total=float((parts.total.detach() - output).abs().max() / scale),
         empty=float(empty.abs().max()),
         full=float(full.abs().max() / scale),
         finite=finite,

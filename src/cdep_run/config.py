@@ -176,6 +176,37 @@ class SGD(Adam):
 
 
 @dataclass
+class TorchvisionModel:
+    """`cdep_run.models.zoo.torchvision_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    weights: str | None = MISSING
+    size: int | None = MISSING
+
+
+@dataclass
+class TimmModel:
+    """`cdep_run.models.zoo.timm_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: bool = MISSING
+    size: int | None = MISSING
+
+
+@dataclass
+class HfModel:
+    """`cdep_run.models.zoo.hf_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: str | None = MISSING
+    padding: int = MISSING
+    options: dict[str, Any] = MISSING
+
+
+@dataclass
 class MnistCNN:
     """`cdep_run.models.cnn.MnistCNN`."""
 
@@ -212,6 +243,9 @@ SCHEMAS = {
     "schema_adam": Adam,
     "schema_sgd": SGD,
     "schema_mnist_cnn": MnistCNN,
+    "schema_torchvision": TorchvisionModel,
+    "schema_timm": TimmModel,
+    "schema_hf": HfModel,
 }
 
 

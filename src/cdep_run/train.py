@@ -195,7 +195,8 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
     """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
     shape, classes = bunch.input_shape, bunch.num_classes
-    return build(config["model"], input_shape=shape, num_classes=classes)
+    name = {"name": config["model"]["name"]} if "name" in config["model"] else {}
+    return build(config["model"], input_shape=shape, num_classes=classes, **name)
 
 
 def prepare(device: str, threads: int | None) -> torch.device:

@@ -1,11 +1,21 @@
 """Contextual decomposition (CD): split a model's output into the part due to a feature group.
 
-`decompose` is the engine; `register_rule` teaches it a new op.
+`decompose` is the engine, `interaction` what two groups contribute only together;
+`register_rule` teaches it a new op; `VARIANTS` names the rules of which there are several.
 """
 
 from cdep_run.cd import rules
-from cdep_run.cd.decompose import Decomposition, decompose
+from cdep_run.cd.decompose import Decomposition, decompose, interaction
 from cdep_run.cd.pair import Pair
-from cdep_run.cd.registry import MissingRuleError, register_rule
+from cdep_run.cd.registry import VARIANTS, MissingRuleError, register_rule
 
-__all__ = ["Decomposition", "MissingRuleError", "Pair", "decompose", "register_rule", "rules"]
+__all__ = [
+    "VARIANTS",
+    "Decomposition",
+    "MissingRuleError",
+    "Pair",
+    "decompose",
+    "interaction",
+    "register_rule",
+    "rules",
+]
