@@ -35,12 +35,14 @@ class BiasShare(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(relevant, before, bias, scale)
         result = torch.empty_like(relevant)
-        for rel, total, b, s, out in _blocks(relevant, before, bias, scale, result):
+        bias = bias.to(relevant.dtype)
+        for rel, total, b, floor, s, out in _blocks(
+            relevant, before, bias, _floor(bias), scale, result
+        ):
             size = rel.abs()
-            both = (total - rel).abs_().add_(size)
-            torch.maximum(both, _floor(b, both.dtype), out=both)
-            scaled = rel if s is None else rel * s
-            torch.addcmul(scaled, size.div_(both), b.to(rel.dtype), out=out)
+            both = torch.sub(total, rel).abs_().add_(size)
+            share = size.div_(torch.maximum(both, floor, out=both))
+            torch.addcmul(rel if s is None else torch.mul(rel, s, out=out), share, b, out=out)
         return result
 
     @staticmethod
@@ -49,13 +51,13 @@ class BiasShare(torch.autograd.Function):
         by_relevant, by_before = torch.empty_like(relevant), torch.empty_like(before)
         by_bias = torch.zeros_like(bias)
         by_scale = None if scale is None else torch.zeros_like(scale)
-        for rel, total, b, s, g, to_rel, to_total, to_b, to_s in _blocks(
-            relevant, before, bias, scale, grad.contiguous(), by_relevant, by_before, by_bias,
+        for rel, total, b, floor, s, g, to_rel, to_total, to_b, to_s in _blocks(
+            relevant, before, bias, _floor(bias.to(relevant.dtype)), scale, grad.contiguous(), by_relevant, by_before, by_bias,
             by_scale,
         ):  # fmt: skip
             irrelevant, share = total - rel, rel.abs()
             both = irrelevant.abs().add_(share)
-            torch.maximum(both, _floor(b, both.dtype), out=both)
+            torch.maximum(both, floor, out=both)
             share.div_(both)
             # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both. The signs, 0
             # where both parts are 0, come before the division, so that nothing overflows.
@@ -70,7 +72,7 @@ class BiasShare(torch.autograd.Function):
         return by_relevant, by_before, by_bias, by_scale
 
 
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 """Entries that are worked on together: a few tensors of this size fit a core's cache."""
 
 
@@ -97,25 +99,30 @@ def _narrow(tensor: Tensor | None, axis: int, start: int, step: int, size: int) 
     return tensor.narrow(axis, start, min(step, size - start))
 
 
-def _floor(bias: Tensor, dtype: torch.dtype) -> Tensor:
+def _floor(bias: Tensor) -> Tensor:
     """Parts below this count as nothing: ε²|b|; it bounds the gradient."""
-    info = torch.finfo(dtype)
-    return bias.abs().mul_(info.eps**2).add_(info.tiny).to(dtype)
+    info = torch.finfo(bias.dtype)
+    return bias.abs().mul_(info.eps**2).add_(info.tiny)
 
 
-def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
+def share_bias(
+    pair: Pair, bias: Tensor, scale: Tensor | None = None, total: Tensor | None = None
+) -> Pair:
     """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
 
     Args:
         pair: the total and the parts without the constant.
         bias: b, broadcastable to them.
         scale: s, broadcastable to them; None: 1.
+        total: s(β + γ) + b if it is known already.
 
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
-    before, constant = pair.total, bias.to(pair.total.dtype)
-    total = before + constant if scale is None else (before * scale).add_(constant)
+    before = pair.total
+    if total is None:
+        constant = bias.to(before.dtype)
+        total = before + constant if scale is None else (before * scale).add_(constant)
     return pair.map_elements(
         total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
     )
