@@ -59,7 +59,8 @@ def decompose(
         mask: bool `[N or 1, *features]` (one group) or `[N or 1, G, *features]`, True inside the
             group; feature dimensions of size 1 broadcast.
         boxes: for image-shaped `x` `[N, C, H, W]`, per group the boxes (top, bottom, left, right)
-            outside which the mask is False in every example; the result is the same, sooner.
+            outside which the mask is False in every example; the result is the same, sooner. On a
+            CPU the one box around the mask is found if none are given.
         rules: variants of rules by name, such as `{"relu": "symmetric"}`; `VARIANTS` lists them.
         args, kwargs: further arguments of the model's forward, such as `attention_mask`.
 
@@ -76,6 +77,8 @@ def decompose(
     masks = fit_mask(x, mask).unbind(1)
     if boxes is not None:
         _check_boxes(x, boxes, len(masks))
+    elif x.dim() == 4 and x.is_cpu:
+        boxes = [_bounds(m) for m in masks]
     parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
     try:
         with use_variants(rules or {}), _uncompiled(), gradient_wanted():
@@ -169,6 +172,18 @@ def _check_boxes(x: Tensor, boxes: Sequence[Sequence[Box]], groups: int) -> None
                 f"box (top {top}, bottom {bottom}, left {left}, right {right}) is empty or not "
                 f"inside the image of {height} x {width}"
             )
+
+
+def _bounds(mask: Tensor) -> Sequence[Box]:
+    """The rectangle that holds a mask `[N or 1, C or 1, H, W]`; on a GPU, asking would wait."""
+    plane = mask.any(0).any(0)
+    if plane.shape[0] == 1 or plane.shape[1] == 1:  # broadcasts over the image
+        return ()
+    sides = [side.nonzero() for side in (plane.any(1), plane.any(0))]
+    if not len(sides[0]):
+        return ((0, 1, 0, 1),)
+    (top, bottom), (left, right) = ((int(side[0]), int(side[-1]) + 1) for side in sides)
+    return ((top, bottom, left, right),)
 
 
 def _part(x: Tensor, mask: Tensor, boxes: Sequence[Box] | None) -> Part:

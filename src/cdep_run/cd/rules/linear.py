@@ -51,10 +51,16 @@ class BiasShare(torch.autograd.Function):
         by_relevant, by_before = torch.empty_like(relevant), torch.empty_like(before)
         by_bias = torch.zeros_like(bias)
         by_scale = None if scale is None else torch.zeros_like(scale)
+        results = by_relevant, by_before, by_bias, by_scale
         for rel, total, b, floor, s, g, to_rel, to_total, to_b, to_s in _blocks(
-            relevant, before, bias, _floor(bias.to(relevant.dtype)), scale, grad.contiguous(), by_relevant, by_before, by_bias,
-            by_scale,
-        ):  # fmt: skip
+            relevant,
+            before,
+            bias,
+            _floor(bias.to(relevant.dtype)),
+            scale,
+            grad.contiguous(),
+            *results,
+        ):
             irrelevant, share = total - rel, rel.abs()
             both = irrelevant.abs().add_(share)
             torch.maximum(both, floor, out=both)
@@ -69,7 +75,7 @@ class BiasShare(torch.autograd.Function):
                 to_s += (g * rel).sum_to_size(s.shape)
             torch.add(by_size, g if s is None else g * s, out=to_rel)
             torch.neg(by_irrelevant, out=to_total)
-        return by_relevant, by_before, by_bias, by_scale
+        return results
 
 
 BLOCK = 1 << 16
