@@ -130,8 +130,7 @@ def alpha_dropout(func, x, p=0.5, training=False):
     if not training or p == 0:
         return x
     like = x.total.detach()
-    state = torch.random.get_rng_state()
-    constant = func(torch.zeros_like(like), p=p, training=True)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        constant = func(torch.zeros_like(like), p=p, training=True)
     scale = func(torch.ones_like(like), p=p, training=True) - constant
     return share_bias(x.map(x.total * scale, lambda rel: rel * scale), constant)
