@@ -72,7 +72,9 @@ def gallery(
     for column, (title, pictures) in enumerate(columns):
         for row in range(examples):
             axis = axes[row, column]
-            axis.imshow(pictures[row].numpy(), cmap="gray" if column < 2 else "magma", vmin=0, vmax=1)
+            axis.imshow(
+                pictures[row].numpy(), cmap="gray" if column < 2 else "magma", vmin=0, vmax=1
+            )
             axis.set(xticks=[], yticks=[])
             if title in predictions:
                 found, truth = int(predictions[title][row]), int(batch.labels[row])
