@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from cdep_run.cd import decompose, registry
-from identities import measure
+from identities import measure, without_zeros
 
 Case = tuple[nn.Module, Tensor, Tensor]
 
@@ -178,6 +178,7 @@ def ops_of(model: nn.Module, x: Tensor, mask: Tensor) -> list[str]:
 def record(build: Callable[[], Case], rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model, x, mask = build()
+    without_zeros(model)
     parameters = sum(p.numel() for p in model.parameters())
     try:
         errors = measure(model, x, mask)
@@ -230,11 +231,16 @@ def report(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
         "# Which models are decomposed",
         "",
-        "Written by `make coverage-models`: random weights, eval mode, one process, one thread. "
+        "Written by `make coverage-models`: random weights, eval mode, "
+        "one process, one thread. "
         "Errors are relative to the largest logit: of β + γ against the plain forward, and of γ "
         "under a mask of ones. Under a mask of zeros β is 0 exactly, and β, γ and all gradients "
         "are finite, unless a row says that it fails. Time (without gradients) and peak memory "
         "(with gradients, parameters not counted) are ratios of `decompose` to the plain forward.",
+        "",
+        "A mask of ones leaves γ = 0 only where something arrives: behind units that a rectifier "
+        "leaves dead, zero padding of windows and the like, a constant belongs to γ. Freshly made "
+        "norms have no constants; trained ones do.",
         "",
         f"torch {torch.__version__}.",
     ]

@@ -37,6 +37,19 @@ class Errors:
         return [name for name, good in checks.items() if not good]
 
 
+def without_zeros(model: nn.Module) -> nn.Module:
+    """The model with small random weights where all of them start as 0, such as in some heads.
+
+    A head of zeros would make every identity true. Biases stay as they are: at units that a
+    rectifier leaves dead they belong to γ, whatever the mask, and the full mask would not tell.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not weight.any() and (weight.dim() > 1 or name.endswith("weight")):
+                weight.normal_(std=0.02)
+    return model
+
+
 def measure(model: nn.Module, x: Tensor, mask: Tensor, gradients: bool = True, **inputs) -> Errors:
     """Decompose under `mask`, under zeros and under ones, and take gradients of the first."""
     with torch.no_grad():

@@ -13,7 +13,7 @@ from cdep_run.batch import Batch, Groups
 from cdep_run.errors import ConfigError
 from cdep_run.models.zoo import hf_model, timm_model, torchvision_model
 from cdep_run.penalties.cdep import CDEP
-from identities import measure
+from identities import measure, without_zeros
 from running import run
 
 TORCHVISION = {
@@ -57,7 +57,7 @@ def image_errors(model: nn.Module, size: int) -> list[str]:
     torch.manual_seed(1)
     x, mask = torch.randn(1, 3, size, size), torch.zeros(1, 1, size, size, dtype=torch.bool)
     mask[..., : size // 3, : size // 3] = True
-    return measure(model.eval(), x, mask).failures()
+    return measure(without_zeros(model).eval(), x, mask).failures()
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -103,7 +103,7 @@ def sentences() -> tuple[Tensor, Tensor]:
 def test_text_models_are_decomposed(kind, attention):
     model = text_model(kind).eval()
     model.model.set_attn_implementation(attention)
-    assert not measure(model, *sentences()).failures()
+    assert not measure(without_zeros(model), *sentences()).failures()
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -14,24 +14,34 @@ import torch
 from cdep_run.cd.pair import total_of
 from cdep_run.cd.registry import register_rule, variant
 
+CENTRED = {
+    "sigmoid": lambda x: torch.tanh(x / 2) / 2,
+    "expit": lambda x: torch.tanh(x / 2) / 2,
+    "hardsigmoid": lambda x: torch.clamp(x / 6, -0.5, 0.5),
+    "exp": torch.expm1,
+}
+"""f − f(0) without rounding error at small x, where the constant f(0) would swallow it."""
+
 
 def symmetric(func, x, *args, **kwargs):
     """½[g(β) + g(β+γ) − g(γ)] with g = f − f(0); the constant f(0) is shared out like a bias.
 
-    Where float arithmetic leaves nothing of f(β) − f(0), the parts before f decide on the share.
+    Where float arithmetic leaves nothing of g(β), the parts before f decide on the share.
     """
     total = func(x.total, *args, **kwargs)
     at_zero = float(func(torch.zeros((), dtype=x.total.dtype), *args, **kwargs))
+    g = CENTRED.get(func.__name__, lambda x: func(x, *args, **kwargs) - at_zero)
 
     def part(rel, before, after):
         rest = before - rel
-        own = ((func(rel, *args, **kwargs) - at_zero) + (after - func(rest, *args, **kwargs))) / 2
+        all_of_it = g(before)
+        own = (g(rel) + (all_of_it - g(rest))) / 2
         own = torch.where(rel == 0, 0, own)  # vectorised f differs from place to place by rounding
         if at_zero == 0:
             return own
         info = torch.finfo(own.dtype)
         size = own.abs() + info.eps * rel.abs()
-        both = size + (after - at_zero - own).abs() + info.eps * rest.abs() + info.tiny
+        both = size + (all_of_it - own).abs() + info.eps * rest.abs() + info.tiny
         return settled(own, at_zero, size / both, after)
 
     return x.map_elements(total, part, x.total, total)

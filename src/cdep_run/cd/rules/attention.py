@@ -112,3 +112,9 @@ register_rule(
     F.lp_pool3d,
     F.gumbel_softmax,
 )(body)
+
+
+@register_rule(torch._nested_tensor_from_mask_left_aligned)
+def no_nested_tensors(func, x, mask):
+    """Answers `nn.TransformerEncoder`, in eval mode, that padded sequences stay padded."""
+    return False

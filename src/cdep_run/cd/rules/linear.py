@@ -111,24 +111,22 @@ def _floor(bias: Tensor) -> Tensor:
     return bias.abs().mul_(info.eps**2).add_(info.tiny)
 
 
-def share_bias(
-    pair: Pair, bias: Tensor, scale: Tensor | None = None, total: Tensor | None = None
-) -> Pair:
+def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
     """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
+
+    The total is computed by the steps that compute the parts, so that the two agree to the last bit
+    where the group is everything: γ is then 0 and not a rounding error, to which a bias could go.
 
     Args:
         pair: the total and the parts without the constant.
         bias: b, broadcastable to them.
         scale: s, broadcastable to them; None: 1.
-        total: s(β + γ) + b if it is known already.
 
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
-    before = pair.total
-    if total is None:
-        constant = bias.to(before.dtype)
-        total = before + constant if scale is None else (before * scale).add_(constant)
+    before, constant = pair.total, bias.to(pair.total.dtype)
+    total = before + constant if scale is None else (before * scale).add_(constant)
     return pair.map_elements(
         total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
     )

@@ -32,8 +32,8 @@ def batch_norm(
     μ and σ² are the running statistics, in training mode the total's over the batch. The running
     statistics move once, from the total.
     """
-    total = func(x.total, running_mean, running_var, weight, bias, training, momentum, eps)
     if training or running_mean is None:
+        func(x.total, running_mean, running_var, weight, bias, training, momentum, eps)
         dims = [d for d in range(x.total.dim()) if d != 1]
         var, mean = torch.var_mean(x.total, dims, correction=0)
     else:
@@ -44,7 +44,7 @@ def batch_norm(
     constant = -mean * scale if bias is None else bias - mean * scale
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    return share_bias(x, constant, scale, total)
+    return share_bias(x, constant, scale)
 
 
 def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair:
