@@ -42,7 +42,10 @@ class BiasShare(torch.autograd.Function):
             size = rel.abs()
             both = torch.sub(total, rel).abs_().add_(size)
             share = size.div_(torch.maximum(both, floor, out=both))
-            torch.addcmul(rel if s is None else torch.mul(rel, s, out=out), share, b, out=out)
+            if s is None:
+                torch.addcmul(rel, share, b, out=out)
+            else:
+                torch.addcmul(share.mul_(b), rel, s, out=out)
         return result
 
     @staticmethod
@@ -126,7 +129,7 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
     before, constant = pair.total, bias.to(pair.total.dtype)
-    total = before + constant if scale is None else (before * scale).add_(constant)
+    total = before + constant if scale is None else torch.addcmul(constant, before, scale)
     return pair.map_elements(
         total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
     )
