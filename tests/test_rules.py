@@ -470,3 +470,17 @@ def test_a_missing_rule_names_op_and_module_and_three_lines_register_one():
 
     x, mask = torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool)
     assert torch.count_nonzero(decompose(Net(torch.i0), x, mask).relevant) == 0
+
+
+# --- Boxes ---------------------------------------------------------------------------------------
+
+
+def test_a_constant_that_differs_from_place_to_place_is_added_outside_the_boxes_too():
+    """Positions of an image transformer; the box around the mask is found without being asked."""
+    place = torch.randn(4, 6, 6)
+    x, mask = torch.randn(SHAPE), torch.zeros(1, 1, 6, 6, dtype=torch.bool)
+    mask[..., 1:3, 2:4] = True
+    ours = decompose(lambda p: (p + place).flatten(1), x, mask)
+    inside = x * mask
+    expected = inside + place * share(inside, x - inside)
+    torch.testing.assert_close(ours.relevant, expected.flatten(1))

@@ -128,6 +128,8 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
+    if bias.numel() > 1 and bias.shape[-2:] != (1, 1):  # differs from place to place
+        pair = pair.map(pair.total, lambda rel: rel)
     before, constant = pair.total, bias.to(pair.total.dtype)
     total = before + constant if scale is None else torch.addcmul(constant, before, scale)
     return pair.map_elements(
