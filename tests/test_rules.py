@@ -155,6 +155,7 @@ OPS: dict[str, tuple] = {
     "largest": (lambda x: x.max(1).values + x.amin((1, 2), keepdim=True)[:, 0] + x.max(),),
     "topk and sort": (lambda x: x.topk(3, -1)[0] + x.sort(-1, descending=True)[0][..., :3],),
     "maximum": (lambda x: torch.maximum(x, x.flip(1)) + torch.minimum(x, x.flip(2)),),
+    "clamps": (lambda x: x.clamp(-1, 1) + x.clamp(min=0) + x.clamp(max=x.flip(1) + 2),),
     "where": (lambda x: torch.where(x > 0, x, 0.1 * x) + x.where(x.flip(1) > 0, -x),),
     "masked fill": (lambda x: x.masked_fill(x < 0, 0) + x,),
     "joins": (lambda x: torch.cat([torch.ones(2, 1, 6, 6), x, torch.stack([x[:, 0]], 1)], 1),),

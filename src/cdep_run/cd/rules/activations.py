@@ -93,7 +93,17 @@ def rrelu(func, x, lower=1 / 8, upper=1 / 3, training=False):
 
 @register_rule("clamp", "clip", "hardtanh", "clamp_min", "clamp_max")
 def clips(func, x, *args, **kwargs):
-    """A rectifier where the lower bound is 0 (ReLU written as a clamp), symmetric otherwise."""
+    """A rectifier where the lower bound is 0 (ReLU written as a clamp), symmetric otherwise.
+
+    Bounds that are tensors select, as `torch.maximum` does.
+    """
+    if any(isinstance(bound, torch.Tensor) for bound in (*args, *kwargs.values())):
+        names = ("max",) if func.__name__ == "clamp_max" else ("min", "max")
+        for name, bound in (dict(zip(names, args, strict=False)) | kwargs).items():
+            if bound is not None:
+                pick = torch.maximum if name == "min" else torch.minimum
+                x = pick(x, torch.as_tensor(bound, dtype=x.dtype, device=x.device))
+        return x
     at_zero = "max" not in func.__name__ and (args[:1] == (0,) or kwargs.get("min") == 0)
     return (rectifier if at_zero or kwargs.get("min_val") == 0 else symmetric)(
         func, x, *args, **kwargs
