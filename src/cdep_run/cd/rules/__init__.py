@@ -7,6 +7,7 @@ from cdep_run.cd.rules import (
     normalisation,
     pooling,
     products,
+    recurrent,
     selection,
     shapes,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "normalisation",
     "pooling",
     "products",
+    "recurrent",
     "selection",
     "shapes",
 ]

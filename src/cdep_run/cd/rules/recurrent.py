@@ -1,0 +1,292 @@
+"""Recurrent nets: `nn.LSTM`, `nn.GRU`, `nn.RNN`, their cells, and packing, a rule for each call.
+
+Every gate's input is a sum of three terms, relevant r, irrelevant i and bias c, and an activation f
+of it has the parts R = ½[f(r+c) − f(c) + f(r+i+c) − f(i+c)], C = f(c) and I, the rest. The relevant
+state is carried through time beside the ordinary one. Source: Murdoch et al. 2018 for the LSTM; GRU
+and plain nets are ours, from the same three terms.
+
+What biases alone put into the state (C_i·C_g in an LSTM) is relevant while the position is inside
+the group. The group is a mask over positions, but the rule sees vectors: a position counts as
+inside by σ = Σ|β| / Σ(|β| + |γ|) over the features of the call's input there. Of masked words σ is
+1 inside and 0 outside; where earlier layers have mixed the parts it is their share, as for the bias
+of a linear layer; a vector of zeros says nothing, and its σ is 0. All layers of one call use the σ
+of its input: a position is inside the group or it is not, at every height. So an empty group stays
+0, and a group of all positions leaves nothing irrelevant but an initial state that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdep_run.cd.pair import Constant, Pair
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+
+
+class Weights(NamedTuple):
+    """Of one layer and direction: `[K·H, D]`, `[K·H, H]` and biases `[K·H]` of K gates."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+
+
+State = tuple[Tensor, ...]
+"""h and h_rel, of an LSTM also the cell's c and c_rel: `[N, H]`, parts `[G·N, H]` of G groups.
+
+The states of all steps have a dimension of time before these.
+"""
+
+
+class Inputs(NamedTuple):
+    """One layer's input, time first: `[T, N, D]`, its parts `[T, G·N, D]`, and σ `[T, G·N, 1]`."""
+
+    x: Tensor
+    rel: Tensor
+    inside: Tensor
+
+
+# --- One step ------------------------------------------------------------------------------------
+
+
+def with_bias(f, r: Tensor, total: Tensor, c: Tensor) -> Tensor:
+    """R + C of the activation f, where total = r + i + c: ½[f(r+c) + f(c) + f(total) − f(i+c)]."""
+    return torch.where(r == 0, f(c), (f(r + c) + f(c) + f(total) - f(total - r)) / 2)
+
+
+def repeat(total: Tensor, like: Tensor) -> Tensor:
+    """A total `[N, ...]`, once for each of the groups in `like`, `[G·N, ...]`."""
+    groups = len(like) // len(total)
+    return total if groups == 1 else total.repeat(groups, *(1,) * (total.dim() - 1))
+
+
+LSTM_GATES = (torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid)
+
+
+def lstm_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
+    """Gates i, f, g, o. Relevant cell: R_i(R_g + C_g) + C_i·R_g + σ·C_i·C_g + (R_f + C_f)·c_rel."""
+    h, h_rel, c, c_rel = state
+    bias = weights.b_ih + weights.b_hh
+    gates = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
+    i, f, g, o = (f(gate) for f, gate in zip(LSTM_GATES, gates.chunk(4, -1), strict=True))
+    c = f * c + i * g
+    h = o * torch.tanh(c)
+
+    r = (F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)).chunk(4, -1)
+    total, bias_i, bias_f, bias_g, _ = repeat(gates, rel).chunk(4, -1), *bias.chunk(4)
+    a_i = with_bias(torch.sigmoid, r[0], total[0], bias_i)
+    a_f = with_bias(torch.sigmoid, r[1], total[1], bias_f)
+    a_g = with_bias(torch.tanh, r[2], total[2], bias_g)
+    both = torch.sigmoid(bias_i) * torch.tanh(bias_g)
+    c_rel = a_i * a_g - (1 - inside) * both + a_f * c_rel
+    c_irrel = repeat(c, rel) - c_rel
+    both = repeat(torch.tanh(c), rel)
+    h_rel = repeat(o, rel) * (torch.tanh(c_rel) + both - torch.tanh(c_irrel)) / 2
+    return h, h_rel, c, c_rel
+
+
+def gru_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
+    """Gates r, z and candidate n. Relevant state:
+
+    (1 − C_z)·R_n − R_z(R_n + C_n) + σ(1 − C_z)·C_n + (R_z + C_z)·h_rel, where n's relevant input is
+    W_in·x_rel + (R_r + C_r)·W_hn·h_rel + R_r·b_hn and its bias b_in + C_r·b_hn.
+    """
+    h, h_rel = state
+    in_r, in_z, in_n = F.linear(x, weights.w_ih, weights.b_ih).chunk(3, -1)
+    h_r, h_z, h_n = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, -1)
+    r, z = torch.sigmoid(in_r + h_r), torch.sigmoid(in_z + h_z)
+    new = in_n + r * h_n
+    n = torch.tanh(new)
+    h = (1 - z) * n + z * h
+
+    rel_r, rel_z, rel_n = F.linear(rel, weights.w_ih).chunk(3, -1)
+    h_rel_r, h_rel_z, h_rel_n = F.linear(h_rel, weights.w_hh).chunk(3, -1)
+    (b_ir, b_iz, b_in), (b_hr, b_hz, b_hn) = weights.b_ih.chunk(3), weights.b_hh.chunk(3)
+    c_r, c_z = torch.sigmoid(b_ir + b_hr), torch.sigmoid(b_iz + b_hz)
+    a_r = with_bias(torch.sigmoid, rel_r + h_rel_r, repeat(in_r + h_r, rel), b_ir + b_hr)
+    a_z = with_bias(torch.sigmoid, rel_z + h_rel_z, repeat(in_z + h_z, rel), b_iz + b_hz)
+    c_n = torch.tanh(b_in + c_r * b_hn)
+    rel_n = rel_n + a_r * h_rel_n + (a_r - c_r) * b_hn
+    a_n = with_bias(torch.tanh, rel_n, repeat(new, rel), b_in + c_r * b_hn)
+    # (1 − C_z)·R_n − R_z(R_n + C_n) = (1 − A_z)·A_n − (1 − C_z)·C_n, with A = R + C.
+    h_rel = (1 - a_z) * a_n - (1 - inside) * (1 - c_z) * c_n + a_z * h_rel
+    return h, h_rel
+
+
+def plain_step(f):
+    """h' = f(Wx + Uh + b); relevant: R + σ·C."""
+
+    def step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
+        h, h_rel = state
+        bias = weights.b_ih + weights.b_hh
+        total = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
+        r = F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)
+        a = with_bias(f, r, repeat(total, rel), bias)
+        return f(total), a - (1 - inside) * f(bias)
+
+    return step
+
+
+STEPS = {
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "rnn_tanh": plain_step(torch.tanh),
+    "rnn_relu": plain_step(torch.relu),
+}
+
+
+# --- One layer, one direction --------------------------------------------------------------------
+
+
+def scan(step, inputs: Inputs, start: State, weights: Weights) -> State:
+    """The states after every step, `[T, ...]` each."""
+    states = [start]
+    for x, rel, inside in zip(*inputs, strict=True):
+        states.append(step(states[-1], x, rel, inside, weights))
+    return tuple(torch.stack(steps) for steps in zip(*states[1:], strict=True))
+
+
+def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Each of the sequences `[T, N, ...]` backwards; what stands behind its length stays."""
+    if lengths is None:
+        return x.flip(0)
+    steps = torch.arange(len(x), device=x.device)[:, None]
+    lengths = lengths.repeat(x.shape[1] // len(lengths))
+    order = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    return x[order, torch.arange(x.shape[1], device=x.device)]
+
+
+def last(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last of the states `[T, N, ...]` that belongs to each sequence."""
+    if lengths is None:
+        return x[-1]
+    lengths = lengths.repeat(x.shape[1] // len(lengths))
+    return x[lengths - 1, torch.arange(x.shape[1], device=x.device)]
+
+
+# --- The whole call ------------------------------------------------------------------------------
+
+
+def parts_of(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Total `[..., N, D]` and relevant parts `[..., G·N, D]` of a pair; of a constant 0."""
+    if isinstance(x, Pair):
+        return x.total, torch.cat(tuple(x.dense()), -2)
+    x = x.total if isinstance(x, Constant) else x
+    return x, torch.zeros_like(x).repeat(*(1,) * (x.dim() - 2), groups, 1)
+
+
+def paired(total: Tensor, rel: Tensor) -> Pair:
+    """The opposite of `parts_of`."""
+    return Pair(total, rel.split(total.shape[-2], -2))
+
+
+def positions_inside(x: Tensor, rel: Tensor) -> Tensor:
+    """σ = Σ|β| / Σ(|β| + |γ|) at every position, `[T, G·N, 1]`; 0 where both are 0."""
+    size = rel.abs().sum(-1, keepdim=True)
+    irrelevant = x.repeat(1, rel.shape[1] // x.shape[1], 1) - rel
+    both = size + irrelevant.abs().sum(-1, keepdim=True)
+    return size / both.clamp_min(torch.finfo(both.dtype).tiny)
+
+
+def weights_of(
+    func, params: Sequence[Tensor], has_biases: bool, layers: int, directions: int
+) -> list[list[Weights]]:
+    """The weights of each layer and direction; biases that a net lacks are 0."""
+    each = len(params) // (layers * directions)
+    if each != (4 if has_biases else 2):
+        raise MissingRuleError(
+            f"{describe(func)} with proj_size",
+            cure="Put an nn.Linear behind an nn.LSTM without proj_size.",
+        )
+    zero = () if has_biases else (params[0].new_zeros(len(params[0])),) * 2
+    found = [Weights(*params[k : k + each], *zero) for k in range(0, len(params), each)]
+    return [found[k : k + directions] for k in range(0, len(found), directions)]
+
+
+@register_rule(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+def recurrent(func, x, *args):
+    """A whole net, as `nn.LSTM`, `nn.GRU` and `nn.RNN` call it, on a padded or a packed batch.
+
+    Layers feed on the parts of the layer below; dropout between layers drops the same units in
+    both parts. An initial state that is given belongs to the irrelevant part, unless it is itself
+    decomposed. Under autocast the call computes in the weights' precision.
+    """
+    packed = not isinstance(args[2], bool)  # (batch_sizes, hx, params, …) or (hx, params, bool, …)
+    hx, params, has_biases, layers, dropout, train, bidirectional, *rest = args[packed:]
+    batch_first, states = bool(rest and rest[0]), hx if isinstance(hx, (list, tuple)) else (hx,)
+    weights = weights_of(func, params, has_biases, layers, 1 + bidirectional)
+    groups = next(len(t.parts) for t in (x, *states) if isinstance(t, Pair))
+    lengths = None
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(params[0].dtype)
+        if packed:
+            x, lengths = torch._pad_packed_sequence(x, args[0], False, 0.0, len(args[0]))
+        total, rel = parts_of(x.transpose(0, 1) if batch_first else x, groups)
+        inside = positions_inside(total, rel)
+        start = [part for t in states for part in parts_of(t.to(total.dtype), groups)]
+        ends = []
+        for depth, layer in enumerate(weights):
+            outputs = []
+            for backward, own in enumerate(layer):
+                place = depth * len(layer) + backward
+                inputs = Inputs(total, rel, inside)
+                if backward:
+                    inputs = Inputs(*(reverse(t, lengths) for t in inputs))
+                begin = tuple(t[place] for t in start)
+                result = scan(STEPS[func.__name__], inputs, begin, own)
+                ends.append([last(t, lengths) for t in result])
+                outputs.append([reverse(t, lengths) if backward else t for t in result[:2]])
+            total, rel = (torch.cat(t, -1) for t in zip(*outputs, strict=True))
+            if train and dropout and depth < layers - 1:
+                kept = F.dropout(torch.ones_like(total), dropout)
+                total, rel = total * kept, rel * kept.repeat(1, groups, 1)
+        output = paired(total, rel)
+        if packed:
+            output = torch._pack_padded_sequence(output, lengths, False)[0]
+        elif batch_first:
+            output = output.transpose(0, 1)
+        end = [torch.stack(t) for t in zip(*ends, strict=True)]
+    return output, *(paired(*end[k : k + 2]) for k in range(0, len(end), 2))
+
+
+@register_rule(torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell)
+def cell(func, x, hx, *weights):
+    """One step of a net of one layer, as `nn.LSTMCell`, `nn.GRUCell` and `nn.RNNCell` call it."""
+    states = hx if isinstance(hx, (list, tuple)) else (hx,)
+    biases = weights[2:] if len(weights) > 2 and weights[2] is not None else ()
+    net = getattr(torch, func.__name__.removesuffix("_cell"))
+    _, *ends = recurrent(
+        net,
+        x.unsqueeze(0),
+        tuple(t.unsqueeze(0) for t in states) if len(states) > 1 else states[0].unsqueeze(0),
+        [*weights[:2], *biases],
+        bool(biases),
+        1,
+        0.0,
+        False,
+        False,
+    )
+    ends = tuple(t.squeeze(0) for t in ends)
+    return ends if len(ends) > 1 else ends[0]
+
+
+# --- Packing -------------------------------------------------------------------------------------
+
+
+@register_rule(torch._pack_padded_sequence)
+def packs(func, x, lengths, *args):
+    """Drops what stands behind each sequence's end."""
+    data, batch_sizes = func(x.total, lengths, *args)
+    return x.map(data, lambda rel: func(rel, lengths, *args)[0]), batch_sizes
+
+
+@register_rule(torch._pad_packed_sequence)
+def unpacks(func, x, batch_sizes, batch_first, padding_value, *args):
+    """The padding belongs to nobody: the parts are padded with zeros."""
+    total, lengths = func(x.total, batch_sizes, batch_first, padding_value, *args)
+    return x.map(total, lambda rel: func(rel, batch_sizes, batch_first, 0.0, *args)[0]), lengths
