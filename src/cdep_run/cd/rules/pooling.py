@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
 from cdep_run.cd import windows
@@ -17,8 +18,19 @@ def _dims(func) -> int:
 
 
 def _read_at(indices, dims):
-    """The function that reads a part at the positions that the total chose."""
-    return lambda part: part.flatten(-dims).gather(-1, indices.flatten(-dims)).view_as(indices)
+    """The function that reads a part at the positions that the total chose.
+
+    What it returns lies in memory as the total does: elementwise functions round differently in
+    another layout, and where the group is everything that would leave a γ that is not 0.
+    """
+    last = dims == 2 and indices.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+
+    def read(part):
+        values = part.flatten(-dims).gather(-1, indices.flatten(-dims)).view_as(indices)
+        return values.contiguous(memory_format=layout)
+
+    return read
 
 
 @register_rule("max_pool1d", "max_pool2d", "max_pool3d")
