@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdep_run.cd.lstm import lstm
 from cdep_run.cd.pair import Constant, Pair
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
 
@@ -56,38 +57,13 @@ class Inputs(NamedTuple):
 
 def with_bias(f, r: Tensor, total: Tensor, c: Tensor) -> Tensor:
     """R + C of the activation f, where total = r + i + c: ½[f(r+c) + f(c) + f(total) − f(i+c)]."""
-    return torch.where(r == 0, f(c), (f(r + c) + f(c) + f(total) - f(total - r)) / 2)
+    return (f(r + c) + f(c) + f(total) - f(total - r)) / 2
 
 
 def repeat(total: Tensor, like: Tensor) -> Tensor:
     """A total `[N, ...]`, once for each of the groups in `like`, `[G·N, ...]`."""
     groups = len(like) // len(total)
     return total if groups == 1 else total.repeat(groups, *(1,) * (total.dim() - 1))
-
-
-LSTM_GATES = (torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid)
-
-
-def lstm_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
-    """Gates i, f, g, o. Relevant cell: R_i(R_g + C_g) + C_i·R_g + σ·C_i·C_g + (R_f + C_f)·c_rel."""
-    h, h_rel, c, c_rel = state
-    bias = weights.b_ih + weights.b_hh
-    gates = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
-    i, f, g, o = (f(gate) for f, gate in zip(LSTM_GATES, gates.chunk(4, -1), strict=True))
-    c = f * c + i * g
-    h = o * torch.tanh(c)
-
-    r = (F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)).chunk(4, -1)
-    total, bias_i, bias_f, bias_g, _ = repeat(gates, rel).chunk(4, -1), *bias.chunk(4)
-    a_i = with_bias(torch.sigmoid, r[0], total[0], bias_i)
-    a_f = with_bias(torch.sigmoid, r[1], total[1], bias_f)
-    a_g = with_bias(torch.tanh, r[2], total[2], bias_g)
-    both = torch.sigmoid(bias_i) * torch.tanh(bias_g)
-    c_rel = a_i * a_g - (1 - inside) * both + a_f * c_rel
-    c_irrel = repeat(c, rel) - c_rel
-    both = repeat(torch.tanh(c), rel)
-    h_rel = repeat(o, rel) * (torch.tanh(c_rel) + both - torch.tanh(c_irrel)) / 2
-    return h, h_rel, c, c_rel
 
 
 def gru_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
@@ -133,7 +109,6 @@ def plain_step(f):
 
 
 STEPS = {
-    "lstm": lstm_step,
     "gru": gru_step,
     "rnn_tanh": plain_step(torch.tanh),
     "rnn_relu": plain_step(torch.relu),
@@ -143,12 +118,17 @@ STEPS = {
 # --- One layer, one direction --------------------------------------------------------------------
 
 
-def scan(step, inputs: Inputs, start: State, weights: Weights) -> State:
-    """The states after every step, `[T, ...]` each."""
+def scan(name: str, inputs: Inputs, start: State, weights: Weights, lengths) -> State:
+    """The states after every step, `[T, ...]` each; parts are 0 until something is relevant."""
+    if name == "lstm":
+        return lstm(*inputs, start, weights, lengths)
     states = [start]
     for x, rel, inside in zip(*inputs, strict=True):
-        states.append(step(states[-1], x, rel, inside, weights))
-    return tuple(torch.stack(steps) for steps in zip(*states[1:], strict=True))
+        states.append(STEPS[name](states[-1], x, rel, inside, weights))
+    total, rel = (torch.stack(steps) for steps in zip(*states[1:], strict=True))
+    begun = (inputs.rel != 0).any(-1, keepdim=True)
+    begun = (begun.cumsum(0) > 0) | (start[1] != 0).any(-1, keepdim=True)
+    return total, torch.where(begun, rel, 0)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -238,7 +218,7 @@ def recurrent(func, x, *args):
                 if backward:
                     inputs = Inputs(*(reverse(t, lengths) for t in inputs))
                 begin = tuple(t[place] for t in start)
-                result = scan(STEPS[func.__name__], inputs, begin, own)
+                result = scan(func.__name__, inputs, begin, own, lengths)
                 ends.append([last(t, lengths) for t in result])
                 outputs.append([reverse(t, lengths) if backward else t for t in result[:2]])
             total, rel = (torch.cat(t, -1) for t in zip(*outputs, strict=True))
