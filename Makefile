@@ -18,6 +18,7 @@ test-gpu: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/text_step.py
 
 coverage-models: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]'

@@ -3,20 +3,19 @@
 The formulas stand in `Ordinary.forward` and `Relevant.forward`, one step after the other. What need
 not wait for the step before is done for all steps at once: products with the input, slopes of the
 activations, gradients of the weights. Backward passes are written by hand, since autograd would
-keep and visit some twenty small tensors a step; gradients of gradients are refused by torch.
+keep and visit some twenty small tensors a step; gradients of gradients are refused.
 Source of the rule: Murdoch et al. 2018 (CD for LSTMs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def activate_(gates: Tensor, hidden: int) -> Tensor:
@@ -33,6 +32,20 @@ def slopes(active: Tensor, hidden: int) -> Tensor:
     g = active[..., 2 * hidden : 3 * hidden]
     torch.addcmul(g.new_ones(()), g, g, value=-1, out=slope[..., 2 * hidden : 3 * hidden])
     return slope
+
+
+def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a backward pass written by hand without autocast; refuses gradients of gradients."""
+
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "CD of nn.LSTM has no second derivatives: leave out create_graph=True"
+            )
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    return checked
 
 
 class Ordinary(torch.autograd.Function):
@@ -65,7 +78,7 @@ class Ordinary(torch.autograd.Function):
         return h, c, before, gates, tanh_c
 
     @staticmethod
-    @once_differentiable
+    @by_hand
     def backward(ctx, grad_h, grad_c, grad_before, *_):
         w_hh, h0, c0, h, c, gates, tanh_c = ctx.saved_tensors
         (steps, count, size), like = h.shape, gates.new_empty
@@ -154,7 +167,7 @@ class Relevant(torch.autograd.Function):
         return h_rel, c_rel
 
     @staticmethod
-    @once_differentiable
+    @by_hand
     def backward(ctx, grad_h, grad_c):
         w_hh, constant, gates, tanh_c, inside, h0, c0, a, terms, tanhs, h_rel, c_rel = (
             ctx.saved_tensors
@@ -218,6 +231,11 @@ class Relevant(torch.autograd.Function):
         )
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether Python may ask for values of `x`; a GPU would have to finish its work first."""
+    return x.is_cpu
+
+
 class Rows(NamedTuple):
     """The rows of `[T, S]` steps of S sequences that `Relevant` visits, in its order.
 
@@ -239,12 +257,12 @@ class Rows(NamedTuple):
 def rows_of(rel: Tensor, started: Tensor, count: int, lengths: Tensor | None) -> Rows:
     """On a CPU a sequence runs from where its input `rel` `[T, S, D]` is first relevant, if ever.
 
-    Elsewhere looking would wait for the device: all rows run. `started`: bool `[S]`, which initial
+    Elsewhere all rows run. `started`: bool `[S]`, which initial
     states have a relevant part; `count`: N; `lengths`: int64 `[N]`, None: all T.
     """
     steps, sequences = rel.shape[:2]
     order = torch.arange(sequences, device=rel.device)
-    if not rel.is_cpu:
+    if not may_look(rel):
         places = torch.arange(steps * sequences, device=rel.device)
         ordinary = places // sequences * count + places % count  # N divides S
         return Rows(places, ordinary, order, [sequences] * steps, places)
@@ -311,5 +329,5 @@ def lstm(
         c0_rel[first],
         rows.sizes,
     )
-    parts = [none.index_copy(0, rows.places, t).view(steps, -1, size) for t in found]
-    return h, parts[0], c, parts[1]
+    h_rel, c_rel = (none.index_copy(0, rows.places, t).view(steps, -1, size) for t in found)
+    return h, h_rel, c, c_rel

@@ -24,6 +24,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "product": ("shapley", "strict"),
     # attention weights are decomposed | are a constant, as in the published CD for transformers
     "softmax": ("symmetric", "fixed"),
+    # what biases put into a recurrent state is relevant at start ≤ t ≤ stop of a group | at
+    # start ≤ t < stop, as in the published CDEP code
+    "recurrent_bias": ("inside", "before_last"),
 }
 """Rules of which the literature knows several forms; the first name is the default."""
 

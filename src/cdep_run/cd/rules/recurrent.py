@@ -12,6 +12,8 @@ inside by σ = Σ|β| / Σ(|β| + |γ|) over the features of the call's input th
 of a linear layer; a vector of zeros says nothing, and its σ is 0. All layers of one call use the σ
 of its input: a position is inside the group or it is not, at every height. So an empty group stays
 0, and a group of all positions leaves nothing irrelevant but an initial state that was given.
+Variant "before_last" of rule "recurrent_bias": the last of neighbouring positions of a group gets
+no biases, as in the published CDEP code (quirk 4 of the protocol).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from cdep_run.cd.lstm import lstm
 from cdep_run.cd.pair import Constant, Pair
-from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
 
 
 class Weights(NamedTuple):
@@ -119,16 +121,20 @@ STEPS = {
 
 
 def scan(name: str, inputs: Inputs, start: State, weights: Weights, lengths) -> State:
-    """The states after every step, `[T, ...]` each; parts are 0 until something is relevant."""
+    """The states after every step, `[T, ...]` each."""
+    states: State
     if name == "lstm":
-        return lstm(*inputs, start, weights, lengths)
-    states = [start]
-    for x, rel, inside in zip(*inputs, strict=True):
-        states.append(STEPS[name](states[-1], x, rel, inside, weights))
-    total, rel = (torch.stack(steps) for steps in zip(*states[1:], strict=True))
-    begun = (inputs.rel != 0).any(-1, keepdim=True)
-    begun = (begun.cumsum(0) > 0) | (start[1] != 0).any(-1, keepdim=True)
-    return total, torch.where(begun, rel, 0)
+        states = lstm(*inputs, start, weights, lengths)
+    else:
+        steps = [start]
+        for x, rel, inside in zip(*inputs, strict=True):
+            steps.append(STEPS[name](steps[-1], x, rel, inside, weights))
+        states = tuple(torch.stack(step) for step in zip(*steps[1:], strict=True))
+    # Until something is relevant the parts are 0 but for rounding: f(0 + c) − f(c).
+    begun = (inputs.rel != 0).any(-1, keepdim=True).cumsum(0) > 0
+    for part in start[1::2]:
+        begun |= (part != 0).any(-1, keepdim=True)
+    return tuple(torch.where(begun, t, 0) if k % 2 else t for k, t in enumerate(states))
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -208,6 +214,8 @@ def recurrent(func, x, *args):
             x, lengths = torch._pad_packed_sequence(x, args[0], False, 0.0, len(args[0]))
         total, rel = parts_of(x.transpose(0, 1) if batch_first else x, groups)
         inside = positions_inside(total, rel)
+        if variant("recurrent_bias") == "before_last":
+            inside = inside * F.pad(inside[1:], (0, 0, 0, 0, 0, 1))
         start = [part for t in states for part in parts_of(t.to(total.dtype), groups)]
         ends = []
         for depth, layer in enumerate(weights):
