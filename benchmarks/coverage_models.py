@@ -279,8 +279,8 @@ def report(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
         "column shows more than 1e-4, γ is within 1e-4 once biases and position embeddings are 0. "
         "Freshly made norms have no constants; trained ones do.",
         "",
-        f"The dispatch itself costs {dispatch_overhead():.0f} µs an op (a chain of 200 ReLUs on four "
-        f"numbers, beyond two plain passes). torch {torch.__version__}.",
+        f"The dispatch itself costs {dispatch_overhead():.0f} µs an op (a chain of 200 ReLUs on "
+        f"four numbers, beyond two plain passes). torch {torch.__version__.partition('+')[0]}.",
     ]
     for title, records in groups.items():
         done = [r for r in records.values() if "missing" not in r]
