@@ -1,0 +1,1 @@
+"""From the ISIC archive to images, patch masks and splits: one module a step."""
