@@ -71,8 +71,12 @@ def main() -> None:
     tables = []
     with ProcessPoolExecutor(arguments.workers) as pool:
         for kind, jobs in kinds.items():
-            results = pool.map(partial(measure, options=options), jobs[: arguments.limit], chunksize=4)
-            bar = tqdm(results, total=len(jobs[: arguments.limit]), desc=kind, leave=False)
+            results = pool.map(
+                partial(measure, options=options), jobs[: arguments.limit], chunksize=4
+            )
+            bar = tqdm(
+                results, total=len(jobs[: arguments.limit]), desc=kind, leave=False, disable=None
+            )
             rows = pd.DataFrame(list(bar)).assign(kind=kind)
             tables.append(rows)
             for half, part in [("all", rows), *rows.groupby("half")]:
@@ -80,8 +84,8 @@ def main() -> None:
                     scores = f"– | – | {(part['area'] > 0).mean():.1%}"
                 else:
                     scores = f"{part['iou'].mean():.3f} | {(part['iou'] >= 0.5).mean():.1%} | –"
-                print(f"| {kind} | {half} | {len(part)} | {scores} | {part['seconds'].mean():.2f} |",
-                      flush=True)  # fmt: skip
+                seconds = f"{part['seconds'].mean():.2f}"
+                print(f"| {kind} | {half} | {len(part)} | {scores} | {seconds} |", flush=True)
     if arguments.csv:
         pd.concat(tables).to_csv(arguments.csv, index=False)
 

@@ -3,7 +3,7 @@
 The interface (https://api.isic-archive.com/api/docs/): `images/search/?query=&collections=&limit=`
 answers `{"results": [...], "count": ..., "next": URL or null}`, at most 100 images a page; an image
 is `{"isic_id", "copyright_license", "attribution", "files": {"full": {"url", "size"}},
-"metadata": {"clinical": {...}, "acquisition": {...}}}`. The address of a file is signed and expires;
+"metadata": {"clinical": {...}, "acquisition": {...}}}`. A file's address is signed and expires;
 `images/<isic_id>/` gives a fresh one.
 """
 
@@ -80,8 +80,12 @@ class Archive:
         for attempt in range(self.options.attempts + 1):
             try:
                 return self.get(url, **kwargs).json()
-            except (requests.ConnectionError, requests.JSONDecodeError,
-                    requests.exceptions.ChunkedEncodingError, requests.Timeout) as error:
+            except (
+                requests.ConnectionError,
+                requests.JSONDecodeError,
+                requests.exceptions.ChunkedEncodingError,
+                requests.Timeout,
+            ) as error:
                 failure = error
                 time.sleep(self.options.backoff * 2**attempt)
             except requests.RequestException as error:
@@ -122,7 +126,7 @@ class Archive:
             try:
                 return self._attempt(record, folder)
             except requests.HTTPError as error:
-                if error.response.status_code not in (401, 403):
+                if error.response is None or error.response.status_code not in (401, 403):
                     raise
                 reason = str(error)  # the signed address has expired: ask for a fresh one
                 fresh = self.json(f"{self.options.api.rstrip('/')}/images/{record['isic_id']}/")
@@ -259,8 +263,10 @@ def download(folder: Path, options: Download) -> None:
     Report(folder / "reports" / "download.csv", COLUMNS).replace(rows)
     have = [flat(record) for record in records if present(record, raw)]
     write_table(raw / "metadata.csv", pd.DataFrame(have))
-    print(f"download: {len(have)} of {len(records)} images are there, {len(rows)} remarks in "
-          "reports/download.csv")
+    print(
+        f"download: {len(have)} of {len(records)} images are there, {len(rows)} remarks in "
+        "reports/download.csv"
+    )
     if failed:
         raise DownloadError(
             f"{failed} of {len(records)} images did not come (reports/download.csv says why); "

@@ -60,9 +60,11 @@ def read_rgb(data: bytes) -> tuple[Image.Image, str]:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
-            changes = ["EXIF rotation carried out"] if image.size != opened.size or (
-                opened.getexif().get(0x0112, 1) not in (0, 1)
-            ) else []
+            changes = (
+                ["EXIF rotation carried out"]
+                if image.size != opened.size or (opened.getexif().get(0x0112, 1) not in (0, 1))
+                else []
+            )
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PrepareError(f"cannot be decoded: {str(error) or type(error).__name__}") from None
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -129,7 +131,9 @@ def usable(metadata: pd.DataFrame, rows: list[dict[str, str]]) -> pd.DataFrame:
         for name in table["isic_id"].unique():
             rows.append(_skipped(str(name), detail))
 
-    nameless = metadata["isic_id"].isna() | ~metadata["isic_id"].astype(str).str.fullmatch(r"[\w-]+")
+    nameless = metadata["isic_id"].isna() | ~metadata["isic_id"].astype(str).str.fullmatch(
+        r"[\w-]+"
+    )
     skip(metadata[nameless].fillna({"isic_id": ""}), "metadata: no usable isic_id")
     table = metadata[~nameless].copy()
     table["isic_id"] = table["isic_id"].astype(str)
@@ -143,8 +147,9 @@ def usable(metadata: pd.DataFrame, rows: list[dict[str, str]]) -> pd.DataFrame:
     table = table[~disagree]
     twice = table.duplicated("isic_id")
     for name in table[twice]["isic_id"].unique():
-        rows.append({**_skipped(name, "metadata: listed twice; the first row counts"),
-                     "status": "remark"})
+        rows.append(
+            {**_skipped(name, "metadata: listed twice; the first row counts"), "status": "remark"}
+        )
     return table[~twice]
 
 
@@ -163,20 +168,42 @@ def find_files(source: Path, names: Iterable[str]) -> dict[str, Path]:
     return found
 
 
+def source_of(folder: Path, options: Resize) -> Path:
+    """Where the originals and their metadata.csv are.
+
+    Raises:
+        PrepareError: it is the folder that the results go to.
+    """
+    source = Path(options.source) if options.source else folder / "raw"
+    if source.resolve() == folder.resolve():
+        raise PrepareError("resize.source is the folder itself; choose another `folder`")
+    return source
+
+
+def find_metadata(folder: Path, options: Resize) -> pd.DataFrame:
+    """The metadata of the originals, all columns as text.
+
+    Raises:
+        PrepareError: there is none, or it is no table.
+    """
+    path = source_of(folder, options) / "metadata.csv"
+    if not path.is_file():
+        raise PrepareError(f"{path} does not exist; run the step download, or set resize.source")
+    try:
+        return pd.read_csv(path, dtype=str)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise PrepareError(f"{path} is no CSV table: {error}") from None
+
+
 def resize(folder: Path, options: Resize, workers: int) -> None:
     """Fill `folder`/benign and `folder`/malignant; what was done is in reports/resize.csv.
 
     Raises:
         PrepareError: there is no metadata, or nothing usable in it.
     """
-    source = Path(options.source) if options.source else folder / "raw"
-    if source.resolve() == folder.resolve():
-        raise PrepareError("resize.source is the folder itself; choose another `folder`")
-    path = source / "metadata.csv"
-    if not path.is_file():
-        raise PrepareError(f"{path} does not exist; run the step download, or set resize.source")
+    source = source_of(folder, options)
     notes: list[dict[str, str]] = []
-    table = usable(pd.read_csv(path, dtype={"isic_id": str}, low_memory=False), notes)
+    table = usable(find_metadata(folder, options), notes)
     files = find_files(source, table["isic_id"])
     report = Report(folder / "reports" / "resize.csv", COLUMNS)
     done, jobs, rows = report.rows(), [], []
@@ -208,13 +235,7 @@ def resize(folder: Path, options: Resize, workers: int) -> None:
     counts = pd.Series([row["status"] for row in rows + notes]).value_counts().to_dict()
     print(f"resize: {counts} (reports/resize.csv)")
     if not counts.get("ok"):
-        raise PrepareError(f"none of the {len(metadata_rows(rows))} images in {source} can be used; "
-                           "reports/resize.csv says why")
-
-
-def metadata_rows(rows: list[dict[str, str]]) -> set[str]:
-    """The names in a report."""
-    return {row["isic_id"] for row in rows}
+        raise PrepareError(f"no image in {source} can be used; reports/resize.csv says why")
 
 
 def _without_twins(rows: list[dict[str, str]], folder: Path) -> list[dict[str, str]]:
@@ -222,8 +243,13 @@ def _without_twins(rows: list[dict[str, str]], folder: Path) -> list[dict[str, s
     first: dict[str, str] = {}
     result = []
     for row in sorted(rows, key=lambda row: row["isic_id"]):
-        if row["status"] == "ok" and first.setdefault(row["sha256"], row["isic_id"]) != row["isic_id"]:
-            row = row | {"status": "skipped",
-                         "detail": f"the same picture as {first[row['sha256']]}"}
+        if (
+            row["status"] == "ok"
+            and first.setdefault(row["sha256"], row["isic_id"]) != row["isic_id"]
+        ):
+            row = row | {
+                "status": "skipped",
+                "detail": f"the same picture as {first[row['sha256']]}",
+            }
         result.append(row)
     return result

@@ -37,8 +37,7 @@ class Region:
         lighter: L of the region minus that of the skin.
         radius: of the circle through its outline inside the image.
         roundness: root mean square distance of that outline from the circle.
-        sharp: share of the outline where the colour changes within a few pixels by at least half
-            of its distance from skin.
+        sharp: share of the outline where the colour changes much within a few pixels.
         warm: both a and b are above those of skin, as in anything brown.
     """
 
@@ -71,14 +70,17 @@ def dilate(mask: Mask, size: int) -> Mask:
 
 def is_sticker(region: Region, options: Segment) -> bool:
     """Whether a region has the size, sharpness, roundness and colour of a sticker."""
-    brown_or_black = -region.lighter > options.darker * max(region.chroma, options.grey_difference)
-    if not options.smallest <= region.area <= options.largest or brown_or_black:
+    if not options.smallest <= region.area <= options.largest:
         return False
     if not options.radius[0] <= region.radius <= options.radius[1]:
         return False
-    vivid = region.chroma >= options.colour_difference and region.sharp >= options.sharp
-    if vivid and region.solidity >= options.solidity:
-        return not region.warm or region.roundness <= options.roundness
+    grey = region.chroma < options.grey
+    if (region.warm or grey) and -region.lighter > options.darker * max(
+        region.chroma, options.grey
+    ):
+        return False  # brown or black: a lesion, a shadow, the lens
+    if not grey and region.sharp >= options.sharp and region.solidity >= options.solidity:
+        return region.chroma >= options.vivid or region.roundness <= options.roundness
     return (
         region.solidity >= options.grey_solidity
         and region.sharp >= options.grey_sharp
@@ -92,8 +94,13 @@ def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
     skin = skin_tone(lab, options)
     weights = np.array([options.lightness_weight, 1, 1])
     segments = slic(
-        lab, options.superpixels, options.compactness, max_num_iter=5, convert2lab=False,
-        start_label=0, channel_axis=-1,
+        lab,
+        options.superpixels,
+        options.compactness,
+        max_num_iter=5,
+        convert2lab=False,
+        start_label=0,
+        channel_axis=-1,
     )
     count = int(segments.max()) + 1
     size = np.bincount(segments.ravel(), minlength=count)
@@ -113,11 +120,11 @@ def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
     result = []
     while (left & at_border).any():  # the paper's recursion: what was found is taken away
         seed = int(np.argmax(np.where(left & at_border, distance, -1)))
-        grown, colour = _grow(seed, left, segments, means, smooth, weights, options)
+        grown = _grow(seed, left, segments, means, weights, options)
         left[np.unique(segments[grown])] = False
         if grown.mean() < options.smallest / 2:
             continue
-        region = _outline(grown, colour, smooth, skin, weights)
+        region = _outline(grown, smooth, skin, weights, options.step)
         if region is not None:
             result.append(region)
             inside = np.bincount(segments.ravel(), region.mask.ravel(), minlength=count)
@@ -166,24 +173,28 @@ def _plane(height: int, width: int) -> Floats:
 
 
 def _grow(
-    seed: int, left: Mask, segments: NDArray[np.int64], means: Floats, smooth: Floats,
-    weights: Floats, options: Segment,
-) -> tuple[Mask, Floats]:  # fmt: skip
-    """The connected superpixels around `seed` of its colour, and their median colour."""
+    seed: int, left: Mask, segments: NDArray[np.int64], means: Floats, weights: Floats,
+    options: Segment,
+) -> Mask:  # fmt: skip
+    """The connected superpixels around `seed` of its colour."""
     colour = means[seed]
     for _ in range(2):  # the second time around the median of the first
         alike = left & (np.linalg.norm((means - colour) * weights, axis=1) < options.alike)
         alike[seed] = True
         parts = label(alike[segments], connectivity=1)
         grown = parts == parts[segments == seed][0]
-        colour = np.median(smooth[grown], axis=0)
-    return grown, colour
+        colour = np.median(means[np.unique(segments[grown])], axis=0)
+    return grown
 
 
 def _outline(
-    grown: Mask, colour: Floats, smooth: Floats, skin: Floats, weights: Floats
+    grown: Mask, smooth: Floats, skin: Floats, weights: Floats, step: float
 ) -> Region | None:
     """The region's exact, convex outline and what is known of it; None if nothing is left."""
+    distance = np.linalg.norm((smooth - skin) * weights, axis=-1)
+    # Superpixels at the edge hold skin, too: the colour is that of the pixels farthest from it.
+    pure = grown & (distance > 0.7 * np.percentile(distance[grown], 90))
+    colour = np.median(smooth[pure], axis=0)
     zone = ndimage.binary_dilation(grown, disk(6))  # superpixels end a few pixels off the edge
     towards = (colour - skin) * weights
     share = ((smooth - skin) * weights * towards).sum(-1) / np.maximum((towards**2).sum(-1), 1e-9)
@@ -214,7 +225,7 @@ def _outline(
         lighter=float(lighter),
         radius=radius / width,
         roundness=roundness / width,
-        sharp=_sharpness(mask, y, x, smooth * weights, (colour - skin) * weights),
+        sharp=_sharpness(mask, y, x, smooth * weights, (colour - skin) * weights, step),
         warm=bool(more_a > 0 and more_b > 0),
     )
 
@@ -229,9 +240,11 @@ def _circle(y: NDArray[np.int64], x: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _sharpness(
-    mask: Mask, y: NDArray[np.int64], x: NDArray[np.int64], weighted: Floats, towards: Floats
-) -> float:
-    """Share of the outline where 4 pixels inwards and outwards differ by half of `towards`."""
+    mask: Mask, y: NDArray[np.int64], x: NDArray[np.int64], weighted: Floats, towards: Floats,
+    step: float,
+) -> float:  # fmt: skip
+    """Share of the outline where 4 pixels inwards and outwards differ by `step`, or by half of
+    the region's distance from skin if that is less."""
     down, right = np.gradient(ndimage.gaussian_filter(mask.astype(float), 3))
     length = np.hypot(down, right)[y, x] + 1e-9
 
@@ -240,7 +253,6 @@ def _sharpness(
         columns = np.clip((x + pixels * right[y, x] / length).round(), 0, mask.shape[1] - 1)
         return weighted[rows.astype(int), columns.astype(int)]
 
-    direction = towards[y, x]
-    norm = np.linalg.norm(direction, axis=1)
-    change = ((beside(4) - beside(-4)) * direction).sum(1) / np.maximum(norm, 1e-9)
-    return float((change > norm / 2).mean())
+    change = np.linalg.norm(beside(4) - beside(-4), axis=1)
+    enough = np.minimum(step, np.linalg.norm(towards[y, x], axis=1) / 2)
+    return float((change > enough).mean())

@@ -51,12 +51,13 @@ class Segment:
     skin_b: list[float] = MISSING
     far: float = MISSING
     alike: float = MISSING
-    colour_difference: float = MISSING
-    grey_difference: float = MISSING
     smallest: float = MISSING
     largest: float = MISSING
     radius: list[float] = MISSING
     darker: float = MISSING
+    step: float = MISSING
+    grey: float = MISSING
+    vivid: float = MISSING
     solidity: float = MISSING
     sharp: float = MISSING
     roundness: float = MISSING
@@ -106,7 +107,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """
     try:
         merged = OmegaConf.merge(
-            OmegaConf.structured(Settings), OmegaConf.load(path), OmegaConf.from_dotlist([*overrides])
+            OmegaConf.structured(Settings),
+            OmegaConf.load(path),
+            OmegaConf.from_dotlist([*overrides]),
         )
         return cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
