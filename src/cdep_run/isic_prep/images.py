@@ -34,7 +34,7 @@ class PrepareError(CdepError):
 
 def each(function: Callable[[In], Out], items: list[In], workers: int, name: str) -> Iterator[Out]:
     """`function` of every item, in order, by several processes, with a progress bar."""
-    bar = partial(tqdm, total=len(items), desc=name, unit=" images")
+    bar = partial(tqdm, total=len(items), desc=name, unit=" images", disable=None)
     if workers == 1:
         yield from bar(map(function, items))
         return

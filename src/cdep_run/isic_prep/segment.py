@@ -196,18 +196,22 @@ def _outline(
     pure = grown & (distance > 0.7 * np.percentile(distance[grown], 90))
     colour = np.median(smooth[pure], axis=0)
     zone = ndimage.binary_dilation(grown, disk(6))  # superpixels end a few pixels off the edge
-    towards = (colour - skin) * weights
-    share = ((smooth - skin) * weights * towards).sum(-1) / np.maximum((towards**2).sum(-1), 1e-9)
-    # From a third of the way on: the soft edge belongs to the sticker.
-    pixels = zone & (share > 1 / 3)
-    pixels = ndimage.binary_opening(np.pad(pixels, 3, mode="edge"), disk(3))[3:-3, 3:-3]  # hairs
-    parts = label(pixels)
-    if not parts.max():
-        return None
-    pixels = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    if pixels.sum() < 30 or min(np.ptp(np.nonzero(pixels), axis=1)) < 3:
-        return None
-    mask = convex_hull_image(pixels)
+    for _ in range(2):  # the second time against what is really around it, lesion or reflection
+        towards = (colour - skin) * weights
+        share = ((smooth - skin) * weights * towards).sum(-1)
+        # From a third of the way on: the soft edge belongs to the sticker.
+        pixels = zone & (share > (towards**2).sum(-1) / 3)
+        pixels = ndimage.binary_opening(np.pad(pixels, 3, mode="edge"), disk(3))[3:-3, 3:-3]  # hair
+        parts = label(pixels)
+        if not parts.max():
+            return None
+        pixels = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+        if pixels.sum() < 30 or min(np.ptp(np.nonzero(pixels), axis=1)) < 3:
+            return None
+        mask = convex_hull_image(pixels)
+        around = ndimage.maximum_filter(mask, 25) & ~ndimage.maximum_filter(mask, 9)
+        if around.any():
+            skin = skin + np.median((smooth - skin)[around], axis=0)
     edge = mask & ~ndimage.binary_erosion(mask, disk(1), border_value=1)
     edge[[0, -1]] = edge[:, [0, -1]] = False
     y, x = np.nonzero(edge)

@@ -113,4 +113,4 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         )
         return cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path.name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path.name}, {error.full_key}: {str(error).splitlines()[0]}") from error
