@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu bench coverage-models clean
+.PHONY: isic bench-segmenter demo test test-gpu bench coverage-models clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -12,6 +12,14 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -rs
+
+# make isic, make isic ARGS="segment splits workers=8": the steps and settings of data_prep/isic.py.
+isic: .venv/installed
+	$(BIN)/python data_prep/isic.py $(ARGS)
+
+# make bench-segmenter ISIC=data/isic
+bench-segmenter: .venv/installed
+	$(BIN)/python benchmarks/segmenter.py $(ISIC)
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -rs tests/test_gpu.py

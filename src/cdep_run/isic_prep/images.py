@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -38,11 +39,16 @@ def each(function: Callable[[In], Out], items: list[In], workers: int, name: str
     if workers == 1:
         yield from bar(map(function, items))
         return
-    pool = ProcessPoolExecutor(workers)
+    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent)
     try:
         yield from bar(pool.map(function, items, chunksize=4))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Ctrl-C reaches every process; only the one with the progress bar should answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_rgb(data: bytes) -> tuple[Image.Image, str]:

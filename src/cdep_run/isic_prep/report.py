@@ -36,7 +36,7 @@ class Report:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        torn = self._torn()
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             if torn:
@@ -44,6 +44,14 @@ class Report:
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
+
+    def _torn(self) -> bool:
+        """Whether the last row was cut off by a crash."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return False
+        with open(self.path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write these rows alone, sorted by image, atomically."""
@@ -54,4 +62,4 @@ class Report:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, table.to_csv(index=False, lineterminator=os.linesep).encode())
+    write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())

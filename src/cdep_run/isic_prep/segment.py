@@ -191,6 +191,8 @@ def _outline(
     grown: Mask, smooth: Floats, skin: Floats, weights: Floats, step: float
 ) -> Region | None:
     """The region's exact, convex outline and what is known of it; None if nothing is left."""
+    shape, window = grown.shape, _window(grown, margin=20)  # all that follows happens near it
+    grown, smooth, skin = grown[window], smooth[window], skin[window]
     distance = np.linalg.norm((smooth - skin) * weights, axis=-1)
     # Superpixels at the edge hold skin, too: the colour is that of the pixels farthest from it.
     pure = grown & (distance > 0.7 * np.percentile(distance[grown], 90))
@@ -218,12 +220,14 @@ def _outline(
     reaches_border = mask[[0, -1]].any() or mask[:, [0, -1]].any()
     if len(y) < 20 or not reaches_border:
         return None
-    width = mask.shape[1]
+    width = shape[1]
     radius, roundness = _circle(y, x)
     lighter, more_a, more_b = colour - skin[mask].mean(0)
+    whole = np.zeros(shape, dtype=bool)
+    whole[window] = mask
     return Region(
-        mask=mask,
-        area=float(mask.mean()),
+        mask=whole,
+        area=float(whole.mean()),
         solidity=float(pixels.sum() / mask.sum()),
         chroma=float(np.hypot(more_a, more_b)),
         lighter=float(lighter),
@@ -231,6 +235,15 @@ def _outline(
         roundness=roundness / width,
         sharp=_sharpness(mask, y, x, smooth * weights, (colour - skin) * weights, step),
         warm=bool(more_a > 0 and more_b > 0),
+    )
+
+
+def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
+    """The box around a mask, with a margin, cut off at the image's border."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return (
+        slice(max(rows[0] - margin, 0), rows[-1] + margin + 1),
+        slice(max(columns[0] - margin, 0), columns[-1] + margin + 1),
     )
 
 
