@@ -4,8 +4,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -397,6 +399,36 @@ def test_the_whole_path_by_one_command(source, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("metadata.csv", "splits.csv", "sheet.html", "reports/resize.csv"):
         assert (out / name).is_file()
+
+
+def test_ctrl_c_even_twice_ends_all_processes_and_the_next_call_goes_on(source, tmp_path):
+    out, more = tmp_path / "out", tmp_path / "more"
+    shutil.copytree(source, more)
+    rows = []
+    for n in range(400):
+        (more / f"ISIC_1{n:06d}.png").write_bytes(encoded(skin(n, 60)))
+        rows.append({"isic_id": f"ISIC_1{n:06d}", "benign_malignant": "benign"})
+    table = pd.concat([pd.read_csv(source / "metadata.csv"), pd.DataFrame(rows)])
+    table.to_csv(more / "metadata.csv", index=False)
+    arguments = [f"folder={out}", f"resize.source={more}", "resize.size=199", "workers=2"]
+    assert command("resize", *arguments).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "data_prep" / "isic.py", "segment", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    report_file = out / "reports" / "segment.csv"
+    while process.poll() is None and not report_file.is_file():
+        time.sleep(0.05)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "goes on from here" in errors
+    first = set(Report(report_file, ("isic_id",)).rows())
+    assert 0 < len(first) < 420
+    done = command("segment", *arguments)
+    assert done.returncode == 0 and len(Report(report_file, ("isic_id",)).rows()) == 420
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,16 +41,24 @@ def each(function: Callable[[In], Out], items: list[In], workers: int, name: str
     if workers == 1:
         yield from bar(map(function, items))
         return
-    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, initializer=_end_on_interrupt)
     try:
         yield from bar(pool.map(function, items, chunksize=4))
+    except BrokenProcessPool:
+        raise PrepareError(
+            f"{name}: a worker process was ended, perhaps for want of memory; the same command "
+            f"goes on from here, with fewer workers than {workers} if need be"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C reaches every process; only the one with the progress bar should answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_on_interrupt() -> None:
+    """Ctrl-C reaches every process: a worker ends at once, without a traceback of its own.
+
+    Ignoring it would leave the pool waiting for good after a second Ctrl-C.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_rgb(data: bytes) -> tuple[Image.Image, str]:
@@ -167,10 +177,11 @@ def find_files(source: Path, names: Iterable[str]) -> dict[str, Path]:
     """The picture of each name, searched in `source` and its folders, masks aside."""
     wanted, found = set(names), dict[str, Path]()
     suffixes = {*SUFFIXES.values(), ".jpeg", ".tiff"}
-    for path in sorted(source.rglob("*")):
-        masks = any("mask" in part for part in path.relative_to(source).parts[:-1])
-        if path.stem in wanted and path.suffix.lower() in suffixes and not masks:
-            found.setdefault(path.stem, path)
+    for folder, folders, files in os.walk(source, followlinks=True):
+        folders[:] = sorted(name for name in folders if "mask" not in name)
+        for path in (Path(folder, name) for name in sorted(files)):
+            if path.stem in wanted and path.suffix.lower() in suffixes:
+                found.setdefault(path.stem, path)
     return found
 
 
