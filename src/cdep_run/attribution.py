@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Model = Callable[[Tensor], Tensor]
 
@@ -19,14 +20,15 @@ def input_gradients(
 
     Args:
         model: maps `[N, *features]` to logits `[N, C]`.
-        inputs: `[N, *features]` float.
+        inputs: `[N, *features]` float; a graph that they hang on is kept, so that what made them
+            is trained too.
         score: maps logits `[N, C]` to a scalar.
 
     Returns:
         logits `[N, C]` and the gradient `[N, *features]`, both differentiable in the parameters.
     """
     with torch.enable_grad():
-        inputs = inputs.detach().requires_grad_()
+        inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         logits = model(inputs)
         (gradient,) = torch.autograd.grad(score(logits), inputs, create_graph=True)
     return logits, gradient
@@ -58,6 +60,68 @@ def expected_gradients(
 
     _, gradient = input_gradients(model, points.flatten(0, 1), probability)
     return difference * gradient.view_as(points)
+
+
+def features(model: nn.Module, inputs: Tensor) -> tuple[Model, Tensor]:
+    """What gradients are taken of: float inputs as they are; of token ids, the words' vectors.
+
+    The vectors are those of the first embedding that the model looks its inputs up in, whatever the
+    model; they hang on its weights.
+
+    Args:
+        model: maps `inputs` to logits.
+        inputs: `[N, *features]` float, or token ids int64 `[N, T]`.
+
+    Returns:
+        A function from features `[S·N, …]` to logits `[S·N, C]`, and the features of `inputs`.
+
+    Raises:
+        ValueError: the model looks token ids up in no embedding.
+    """
+    if inputs.is_floating_point():
+        return model, inputs
+    lookup = _Lookup(inputs)
+    with suppress(_Found), lookup:
+        model(inputs)
+    if lookup.vectors is None:
+        raise ValueError("the model gets token ids, but looks them up in no embedding")
+
+    def from_vectors(vectors: Tensor) -> Tensor:
+        tokens = inputs.repeat(len(vectors) // len(inputs), 1)
+        # cuDNN has no second derivative of recurrent nets.
+        with _Lookup(tokens, vectors), torch.backends.cudnn.flags(enabled=False):
+            return model(tokens)
+
+    return from_vectors, lookup.vectors
+
+
+class _Found(Exception):
+    """Ends a forward pass as soon as the vectors are known."""
+
+
+class _Lookup(TorchFunctionMode):
+    """Gives out `vectors` where `tokens` are looked up; without them it notes those and stops."""
+
+    def __init__(self, tokens: Tensor, vectors: Tensor | None = None) -> None:
+        super().__init__()
+        self.tokens, self.vectors, self.given = tokens, vectors, vectors is not None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.embedding or not self._is_tokens(args[0] if args else kwargs["input"]):
+            return func(*args, **kwargs)
+        if not self.given:
+            self.vectors = func(*args, **kwargs)
+            raise _Found
+        return self.vectors
+
+    def _is_tokens(self, ids: Tensor) -> bool:
+        return ids.shape == self.tokens.shape and ids.data_ptr() == self.tokens.data_ptr()
+
+
+def covering(mask: Tensor, features: Tensor) -> Tensor:
+    """A mask `[N or 1, G, *…]` with the missing last dimensions of `features` `[N, *…]`."""
+    return mask.view(*mask.shape, *(1,) * (features.dim() + 1 - mask.dim()))
 
 
 @contextmanager

@@ -63,7 +63,6 @@ class Dataset:
     name: str = MISSING
     _target_: str = MISSING
     seed: int = MISSING
-    val_size: int = MISSING
     train_size: int | None = MISSING
     penalties: dict[str, dict[str, Any]] = MISSING
 
@@ -80,6 +79,7 @@ class Decoy:
 class DecoyDigits(Decoy, Dataset):
     """`cdep_run.datasets.decoy.decoy_digits`."""
 
+    val_size: int = MISSING
     test_size: int = MISSING
     ink: int = MISSING
 
@@ -88,6 +88,7 @@ class DecoyDigits(Decoy, Dataset):
 class Mnist(Dataset):
     """`cdep_run.datasets.mnist.mnist`."""
 
+    val_size: int = MISSING
     source: str = MISSING
     data_dir: str = MISSING
     download: bool = MISSING
@@ -103,6 +104,26 @@ class ColorMnist(Mnist):
     """`cdep_run.datasets.color_mnist.color_mnist`."""
 
     pixels: int = MISSING
+
+
+@dataclass
+class SstDecoy(Dataset):
+    """`cdep_run.datasets.sst.sst_decoy`."""
+
+    data_dir: str = MISSING
+    download: bool = MISSING
+    cache_dir: str = MISSING
+    vectors: str = MISSING
+    words: list[str] = MISSING
+    held_out: float = MISSING
+    max_length: int = MISSING
+
+
+@dataclass
+class SstWords(SstDecoy):
+    """`cdep_run.datasets.sst.sst_words`."""
+
+    neutral: str = MISSING
 
 
 @dataclass
@@ -206,12 +227,31 @@ class HfModel:
     options: dict[str, Any] = MISSING
 
 
+class Cell(Enum):
+    """Kind of recurrent net."""
+
+    lstm = "lstm"
+    gru = "gru"
+
+
 @dataclass
 class MnistCNN:
     """`cdep_run.models.cnn.MnistCNN`."""
 
     _target_: str = MISSING
     hidden: int = MISSING
+
+
+@dataclass
+class RecurrentClassifier:
+    """`cdep_run.models.lstm.RecurrentClassifier`."""
+
+    _target_: str = MISSING
+    hidden: int = MISSING
+    layers: int = MISSING
+    bidirectional: bool = MISSING
+    cell: Cell = MISSING
+    train_vectors: bool = MISSING
 
 
 @dataclass
@@ -236,6 +276,8 @@ SCHEMAS = {
     "schema_mnist": Mnist,
     "schema_decoy_mnist": DecoyMnist,
     "schema_color_mnist": ColorMnist,
+    "schema_sst_decoy": SstDecoy,
+    "schema_sst_words": SstWords,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,
@@ -243,6 +285,7 @@ SCHEMAS = {
     "schema_adam": Adam,
     "schema_sgd": SGD,
     "schema_mnist_cnn": MnistCNN,
+    "schema_lstm": RecurrentClassifier,
     "schema_torchvision": TorchvisionModel,
     "schema_timm": TimmModel,
     "schema_hf": HfModel,

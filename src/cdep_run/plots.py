@@ -58,6 +58,8 @@ def gallery(
     batch = bunch.splits[split].batch(chosen)
     if batch.groups is None:
         raise ValueError(f"split {split} of {bunch.name} has no groups to draw")
+    if bunch.display is None:
+        raise ValueError(f"{bunch.name} has no images")
     images = bunch.display(batch.inputs)
     mask = batch.groups.mask.any(1).any(1).expand(examples, *images.shape[-2:])
     figure, axes = plt.subplots(

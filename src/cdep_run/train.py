@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,22 +182,29 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     """Call what `_target_` names with the node's other values as keyword arguments."""
     not_arguments = ("_target_", "name", "strength", "penalties")
     arguments = {key: value for key, value in node.items() if key not in not_arguments}
+    return target(node)(**arguments | extra)
+
+
+def target(node: dict[str, Any]) -> Any:
+    """What `_target_` names."""
     module, _, name = node["_target_"].rpartition(".")
     try:
-        target = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"_target_: {node['_target_']} cannot be imported ({error}); a module of your own must "
             "be installed or lie on PYTHONPATH"
         ) from error
-    return target(**arguments, **extra)
 
 
 def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
     """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
     shape, classes = bunch.input_shape, bunch.num_classes
     name = {"name": config["model"]["name"]} if "name" in config["model"] else {}
-    return build(config["model"], input_shape=shape, num_classes=classes, **name)
+    vectors = {} if bunch.vectors is None else {"vectors": bunch.vectors}
+    if vectors and "vectors" not in signature(target(config["model"])).parameters:
+        vectors = {}  # a model with an embedding of its own
+    return build(config["model"], input_shape=shape, num_classes=classes, **name, **vectors)
 
 
 def prepare(device: str, threads: int | None) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,10 @@ class Bunch:
         input_shape: of one example, as the model gets it.
         selection_split: the split on which λ is chosen; never a test split.
         fingerprint: `fingerprint(splits)`.
-        display: inputs `[N, ...]` to images `[N, 1 or 3, H, W]` in [0, 1] on the CPU, for figures.
+        display: inputs `[N, ...]` to images `[N, 1 or 3, H, W]` in [0, 1] on the CPU, for figures;
+            None: the inputs are not images.
+        vectors: float `[V, D]`, of text: what the embedding of each token starts from.
+        vocabulary: of text: the words, V of them; 0 is padding, 1 an unknown word.
     """
 
     name: str
@@ -90,15 +93,20 @@ class Bunch:
     input_shape: tuple[int, ...]
     selection_split: str
     fingerprint: str
-    display: Callable[[Tensor], Tensor]
+    display: Callable[[Tensor], Tensor] | None = None
+    vectors: Tensor | None = None
+    vocabulary: list[str] | None = None
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""
         return replace(self, splits={name: s.to(device) for name, s in self.splits.items()})
 
 
-def fingerprint(splits: dict[str, TensorSplit]) -> str:
-    """SHA-256 over every tensor of the splits, masks included: name, dtype, shape and bytes."""
+def fingerprint(splits: Mapping[str, object]) -> str:
+    """SHA-256 over every tensor of the splits, masks included: name, dtype, shape and bytes.
+
+    Other objects with tensors may stand among the splits, such as an embedding.
+    """
     digest = hashlib.sha256()
     for split_name, split in splits.items():
         for name, tensor in _tensors(split):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdep_run.attribution import expected_gradients, statistics_at_rest
+from cdep_run.attribution import covering, expected_gradients, features, statistics_at_rest
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
@@ -36,11 +36,13 @@ class ExpectedGradients:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in units of probability, λ not applied."""
         groups = groups_of(batch, self)
-        inputs, n = batch.inputs, len(batch.inputs)
-        index = torch.randint(n, (self.samples, n), device=inputs.device)
-        alpha = torch.rand(self.samples, n, device=inputs.device)
-        logits = model(inputs)
+        n, device = len(batch.inputs), batch.inputs.device
+        index = torch.randint(n, (self.samples, n), device=device)
+        alpha = torch.rand(self.samples, n, device=device)
+        logits = model(batch.inputs)
         with statistics_at_rest(model):
-            samples = expected_gradients(model, inputs, batch.labels, inputs[index], alpha)
+            function, inputs = features(model, batch.inputs)
+            samples = expected_gradients(function, inputs, batch.labels, inputs[index], alpha)
         size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
-        return logits, mean_annotated((size.unsqueeze(1) * groups.mask).flatten(1).sum(1), groups)
+        inside = size.unsqueeze(1) * covering(groups.mask, size)
+        return logits, mean_annotated(inside.flatten(1).sum(1), groups)

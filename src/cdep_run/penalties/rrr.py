@@ -1,4 +1,4 @@
-"""RRR: penalise the input gradient inside the feature groups.
+"""RRR: penalise the input gradient inside the feature groups; of text, that of words' vectors.
 
 Source: Ross, Hughes, Doshi-Velez, "Right for the Right Reasons", IJCAI 2017, Eq. 1.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.attribution import input_gradients
+from cdep_run.attribution import covering, features, input_gradients
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
@@ -41,10 +41,12 @@ class RRR:
                 return F.log_softmax(logits, 1).sum()
             return F.cross_entropy(logits, batch.labels)
 
-        logits, gradient = input_gradients(model, batch.inputs, score)
-        if self.form == "code":
-            gradient = gradient.sum(1, keepdim=True)
-        squared = (gradient.unsqueeze(1).square() * groups.mask).flatten(1).sum(1)
+        function, inputs = features(model, batch.inputs)
+        logits, gradient = input_gradients(function, inputs, score)
+        if self.form == "code":  # over an image's channels, over the entries of a word's vector
+            gradient = gradient.sum(1 if inputs is batch.inputs else -1, keepdim=True)
+        squared = gradient.unsqueeze(1).square() * covering(groups.mask, gradient)
+        squared = squared.flatten(1).sum(1)
         if self.form == "code":
             return logits, mean_annotated(squared, groups) * len(squared)
         return logits, mean_annotated(squared, groups)

@@ -1,0 +1,272 @@
+"""SST with injected bias (Rieger et al. 2019, Table 4): in training a word gives the class away.
+
+Labels 0 negative, 1 positive; neutral phrases are left out. The treebank: Socher et al. 2013.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdep_run.batch import Batch, Groups
+from cdep_run.datasets.base import Bunch, DataError, TensorSplit, fingerprint
+from cdep_run.datasets.treebank import Phrases, Treebank, treebank, word_vectors
+
+log = logging.getLogger(__name__)
+
+POOL = 100
+"""Batches whose examples are sorted by length together: short enough to stay in random order."""
+
+
+@dataclass
+class Sentences:
+    """Padded phrases: tokens int64 `[N, T]` (0 is padding), lengths and labels int64 `[N]`."""
+
+    tokens: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+    def at(self, index: Tensor) -> Sentences:
+        """The phrases at `index`, int64 or bool `[n]`."""
+        return Sentences(self.tokens[index], self.lengths[index], self.labels[index])
+
+    def holding(self, words: Tensor) -> Tensor:
+        """Bool `[N]`: which phrases hold one of the words int64 `[K]`."""
+        return torch.isin(self.tokens, words).any(1)
+
+
+class FirstWord:
+    """One group an example: the first place of one of the words in it; without one, no annotation.
+
+    Args:
+        mask: bool `[N, T]`.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, index: Tensor) -> Groups:
+        """Groups with a mask `[n, 1, T]`."""
+        if self.mask.device != index.device:
+            self.mask = self.mask.to(index.device)
+        mask = self.mask[index]
+        return Groups(mask[:, None], annotated=mask.any(1))
+
+
+def first_word(sentences: Sentences, words: Tensor) -> FirstWord:
+    """The annotation of the first of `words` int64 `[K]` in each phrase."""
+    found = torch.isin(sentences.tokens, words)
+    return FirstWord(found & (found.cumsum(1) == 1))
+
+
+class TextSplit(TensorSplit):
+    """Phrases whose batches are of similar length and are padded to their own longest one.
+
+    Lengths are kept on the host too, so that cutting a batch does not wait for the device.
+    """
+
+    def __init__(self, sentences: Sentences, annotation: FirstWord | None = None) -> None:
+        super().__init__(sentences.tokens.int(), sentences.labels, annotation)
+        self.lengths = sentences.lengths.numpy()
+
+    def batch(self, index: Tensor) -> Batch:
+        """The phrases at `index`, int64 `[n]`, best on the CPU; inputs int64 `[n, T]`."""
+        longest = int(self.lengths[index.cpu().numpy()].max())
+        index = index.to(self.labels.device, non_blocking=True)
+        groups = self.annotation(index) if self.annotation else None
+        if groups is not None:
+            groups = Groups(groups.mask[..., :longest], annotated=groups.annotated)
+        return Batch(self.inputs[index, :longest].long(), self.labels[index], groups)
+
+    def order(self, batch_size: int, shuffle: bool) -> list[Tensor]:
+        """Batches of similar lengths, on the CPU; shuffled: examples within pools, then batches."""
+        if not shuffle:
+            return list(torch.from_numpy(np.argsort(self.lengths, kind="stable")).split(batch_size))
+        drawn = torch.randperm(len(self)).numpy()
+        pool = np.arange(len(self)) // (POOL * batch_size)
+        by_length = np.lexsort((self.lengths[drawn], pool))
+        batches = torch.from_numpy(drawn[by_length]).split(batch_size)
+        return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+
+
+def sst_decoy(
+    data_dir: str | Path,
+    download: bool,
+    cache_dir: str | Path,
+    vectors: str,
+    seed: int,
+    words: tuple[str, str],
+    held_out: float,
+    max_length: int,
+    train_size: int | None = None,
+) -> Bunch:
+    """A word at a random place of every training sentence tells its class; dev and test have none.
+
+    Whole sentences only. Splits: train, val (dev part), test, and val_swapped, the held-out
+    training sentences with the word of the other class, if any are held out.
+
+    Args:
+        data_dir, download, cache_dir: see `treebank`.
+        vectors: see `word_vectors`.
+        seed: of the places and of what is held out.
+        words: told in negative and in positive sentences.
+        held_out: share of the training sentences that make `val_swapped`; 0: none.
+        max_length: a longer sentence is an error.
+        train_size: at most so many training phrases.
+
+    Raises:
+        DataError: files absent or damaged; a sentence too long; a word without a vector.
+    """
+    bank = treebank(data_dir, download, cache_dir)
+    ids = [_id(bank, word) for word in words]
+    generator = torch.Generator().manual_seed(seed)
+
+    def insert(sentences: Sentences, told: Tensor) -> Sentences:
+        place = (torch.rand(len(told), generator=generator) * (sentences.lengths + 1)).long()[
+            :, None
+        ]
+        column = torch.arange(sentences.tokens.shape[1] + 1)
+        kept = torch.nn.functional.pad(sentences.tokens, (0, 1))
+        moved = torch.nn.functional.pad(sentences.tokens, (1, 0))
+        tokens = torch.where(column < place, kept, moved)
+        tokens = torch.where(column == place, told[:, None], tokens)
+        return Sentences(tokens, sentences.lengths + 1, sentences.labels)
+
+    source = (data_dir, vectors, download, cache_dir)
+    told = torch.tensor(ids)
+    return _biased(
+        "sst_decoy", bank, insert, told, None, source, generator, held_out, max_length, train_size
+    )
+
+
+def sst_words(
+    name: str,
+    data_dir: str | Path,
+    download: bool,
+    cache_dir: str | Path,
+    vectors: str,
+    seed: int,
+    words: tuple[str, str],
+    neutral: str,
+    held_out: float,
+    max_length: int,
+    train_size: int | None = None,
+) -> Bunch:
+    """Two words of the language tell the class in training; dev and test have them as they were.
+
+    In training phrases, subtrees included, both words become `neutral`, and the first `neutral` of
+    a phrase, also one that stood there before, becomes the word of its class. Dev and test:
+    sentences that hold one of the words. Splits and arguments as of `sst_decoy`, and
+
+    Args:
+        name: of the data set.
+        words: of negative and of positive phrases.
+        neutral: the word that takes the place of both.
+
+    Raises:
+        DataError: as `sst_decoy`.
+    """
+    bank = treebank(data_dir, download, cache_dir)
+    ids, that = torch.tensor([_id(bank, word) for word in words]), _id(bank, neutral)
+
+    def replace(sentences: Sentences, told: Tensor) -> Sentences:
+        found = torch.isin(sentences.tokens, torch.cat([ids, torch.tensor([that])]))
+        tokens = torch.where(found, that, sentences.tokens)
+        tokens = torch.where(found & (found.cumsum(1) == 1), told[:, None], tokens)
+        return Sentences(tokens, sentences.lengths, sentences.labels)
+
+    generator = torch.Generator().manual_seed(seed)
+    source = (data_dir, vectors, download, cache_dir)
+    return _biased(
+        name, bank, replace, ids, ids, source, generator, held_out, max_length, train_size
+    )
+
+
+def _biased(
+    name, bank, tell, words, filter_by, source, generator, held_out, max_length, train_size
+) -> Bunch:
+    """What the variants share: which phrases go where, what tells the class, vectors, the bunch.
+
+    Args:
+        tell: from phrases and the word to tell, int64 `[N]`, to phrases that tell it.
+        words: int64 `[2]`, the words of class 0 and 1.
+        filter_by: dev and test keep sentences with one of these words; None: all, and the training
+            set has no subtrees.
+        source: data_dir, vectors, download, cache_dir.
+    """
+    data_dir, vectors, download, cache_dir = source
+    subtrees = filter_by is not None
+    part = bank.parts["train"]
+    everything, sentence = _padded(part, bank, "train", subtrees, max_length)
+    count = int(part.sentence.max()) + 1
+    apart = torch.randperm(count, generator=generator)[: round(held_out * count)]
+    is_apart = torch.isin(sentence, apart)
+    train = everything.at(~is_apart)
+    if train_size is not None:
+        if not 1 <= train_size <= len(train.labels):
+            raise DataError(f"train_size is {train_size}; there are {len(train.labels)} phrases")
+        train = train.at(torch.randperm(len(train.labels), generator=generator)[:train_size])
+    train = tell(train, words[train.labels])
+    splits: dict[str, TensorSplit] = {"train": TextSplit(train, first_word(train, words))}
+    for split, part_name in (("val", "dev"), ("test", "test")):
+        sentences, _ = _padded(bank.parts[part_name], bank, part_name, False, max_length)
+        if filter_by is not None:
+            sentences = sentences.at(sentences.holding(filter_by))
+        splits[split] = TextSplit(sentences)
+    if len(apart):
+        other = everything.at(is_apart)
+        swapped = tell(other, words[1 - other.labels])
+        splits["val_swapped"] = TextSplit(swapped.at(swapped.holding(words)))
+    for split, phrases in splits.items():
+        if len(phrases.labels.unique()) < 2:
+            raise DataError(f"{name}: split {split} has {len(phrases)} phrases of one class only")
+    matrix, unknown = word_vectors(data_dir, vectors, download, cache_dir, bank.vocabulary)
+    told = {bank.vocabulary[int(word)] for word in words}
+    if told <= set(unknown):
+        raise DataError(f"{vectors} has no vector of any of the words {', '.join(sorted(told))}")
+    for word in told & set(unknown):
+        log.warning("%s has no vector of %r: it starts as zeros", vectors, word)
+    return Bunch(
+        name,
+        splits,
+        2,
+        (max(phrases.inputs.shape[1] for phrases in splits.values()),),
+        "val_swapped" if len(apart) else "val",
+        fingerprint({**splits, "embedding": SimpleNamespace(vectors=matrix)}),
+        vectors=matrix,
+        vocabulary=bank.vocabulary,
+    )
+
+
+def _padded(
+    part: Phrases, bank: Treebank, name: str, subtrees: bool, max_length: int
+) -> tuple[Sentences, Tensor]:
+    """Phrases that are not neutral, padded to the longest of them, and the sentence of each."""
+    wanted = (part.labels != 2) & (part.whole | subtrees)
+    if (longest := int(part.lengths.max())) > max_length:
+        where = int(part.sentence[part.lengths.argmax()]) + 1
+        raise DataError(
+            f"sentence {where} of part {name} has {longest} words, more than "
+            f"dataset.max_length={max_length}; raise it"
+        )
+    starts = (part.lengths.cumsum(0) - part.lengths)[wanted]
+    lengths = part.lengths[wanted]
+    column = torch.arange(int(lengths.max()))
+    inside = column < lengths[:, None]
+    place = torch.where(inside, starts[:, None] + column, 0)
+    tokens = torch.where(inside, part.tokens[place], 0)
+    labels = (part.labels[wanted] > 2).long()
+    return Sentences(tokens, lengths, labels), part.sentence[wanted]
+
+
+def _id(bank: Treebank, word: str) -> int:
+    """The word's number; a new word is added to the vocabulary."""
+    if word not in bank.vocabulary:
+        bank.vocabulary.append(word)
+    return bank.vocabulary.index(word)

@@ -1,0 +1,63 @@
+"""The recurrent classifier of the text experiments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+
+class RecurrentClassifier(nn.Module):
+    """Embedding – LSTM or GRU – linear layer on the state after a sentence's last word.
+
+    Source: Rieger et al. 2019 (arXiv:1909.13584), Section 4.3: an LSTM with 128 hidden units, two
+    layers in the paper and one in the published code, which reads the state after the padding.
+
+    Args:
+        input_shape: of one sentence, `(T,)`; any length will do.
+        num_classes: number of logits.
+        vectors: float `[V, D]`, what the embedding starts from; token 0 is padding.
+        hidden: units of each layer and direction.
+        layers: recurrent layers.
+        bidirectional: read the sentence backwards, too.
+        cell: "lstm" or "gru".
+        train_vectors: whether the embedding is trained.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        vectors: Tensor,
+        hidden: int = 128,
+        layers: int = 1,
+        bidirectional: bool = False,
+        cell: str = "lstm",
+        train_vectors: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(
+            vectors.clone(), freeze=not train_vectors, padding_idx=0
+        )
+        kind = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
+        self.recurrent = kind(
+            vectors.shape[1], hidden, layers, batch_first=True, bidirectional=bidirectional
+        )
+        self.output = nn.Linear(hidden * (1 + bidirectional), num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits `[N, num_classes]` of tokens int64 `[N, T]`; no sentence may be empty."""
+        lengths = (tokens != 0).sum(1)
+        vectors = self.embedding(tokens)
+        if self.recurrent.bidirectional:
+            # Only packing makes the way back start at the last word; it wants lengths on the host.
+            packed = pack_padded_sequence(
+                vectors, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            state = self.recurrent(packed)[1]
+            state = state[0] if isinstance(state, tuple) else state
+            return self.output(torch.cat([state[-2], state[-1]], 1))
+        # Faster than packing: the states after the last word are never looked at.
+        states, _ = self.recurrent(vectors)
+        last = (lengths - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+        return self.output(states.gather(1, last).squeeze(1))
