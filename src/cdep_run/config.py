@@ -123,6 +123,7 @@ class SstDecoy(Dataset):
 class SstWords(SstDecoy):
     """`cdep_run.datasets.sst.sst_words`."""
 
+    variant: str = MISSING
     neutral: str = MISSING
 
 

@@ -146,7 +146,7 @@ def sst_decoy(
 
 
 def sst_words(
-    name: str,
+    variant: str,
     data_dir: str | Path,
     download: bool,
     cache_dir: str | Path,
@@ -165,7 +165,7 @@ def sst_words(
     sentences that hold one of the words. Splits and arguments as of `sst_decoy`, and
 
     Args:
-        name: of the data set.
+        variant: name of the data set.
         words: of negative and of positive phrases.
         neutral: the word that takes the place of both.
 
@@ -184,7 +184,7 @@ def sst_words(
     generator = torch.Generator().manual_seed(seed)
     source = (data_dir, vectors, download, cache_dir)
     return _biased(
-        name, bank, replace, ids, ids, source, generator, held_out, max_length, train_size
+        variant, bank, replace, ids, ids, source, generator, held_out, max_length, train_size
     )
 
 

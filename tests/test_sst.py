@@ -1,0 +1,250 @@
+"""SST with injected bias: what the words tell, padding, word vectors, and how bad files are met."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdep_run.attribution import features, input_gradients
+from cdep_run.batch import Batch, Groups
+from cdep_run.datasets import sst, treebank
+from cdep_run.datasets.base import Bunch, DataError
+from cdep_run.models.lstm import RecurrentClassifier
+from cdep_run.penalties.cdep import CDEP
+from cdep_run.penalties.eg import ExpectedGradients
+from cdep_run.penalties.rrr import RRR
+
+DATA = Path(os.environ.get("CDEP_RUN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_data = pytest.mark.skipif(
+    not (DATA / "sst" / "trees").is_dir(), reason=f"no treebank in {DATA / 'sst'}"
+)
+
+TREES = [
+    "(3 (2 A) (3 (3 fine) (2 film)))",
+    "(1 (2 The) (1 (1 bad) (2 plot)))",
+    "(4 (2 that) (4 (2 the) (4 joy)))",
+    "(0 (2 the) (0 bore))",
+    "(2 (2 the) (2 end))",
+]
+WORDS = ["the", "a", "that", "fine", "film", "bad", "plot", "joy", "bore", "text", "video"]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A treebank of five trees in every part, with vectors of three numbers."""
+    (tmp_path / "sst" / "trees").mkdir(parents=True)
+    (tmp_path / "glove").mkdir()
+    for part in treebank.PARTS:
+        (tmp_path / "sst" / "trees" / f"{part}.txt").write_text("\n".join(TREES) + "\n")
+    lines = [f"{word} {i}.5 {-i} 1\n" for i, word in enumerate(WORDS)]
+    (tmp_path / "glove" / "tiny.txt").write_text("".join(lines))
+    own = treebank.treebank
+    monkeypatch.setattr(sst, "treebank", lambda *args: own(*args, sums=None))
+    return tmp_path
+
+
+def decoy(data: Path, **changes) -> Bunch:
+    arguments = {"words": ["video", "text"], "held_out": 0, "max_length": 60, "seed": 0}
+    source = {"data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny"}
+    return sst.sst_decoy(**source | arguments | changes)
+
+
+def articles(data: Path, **changes) -> Bunch:
+    arguments = {"words": ["the", "a"], "neutral": "that", "variant": "sst_articles", "seed": 0}
+    source = {"data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny"}
+    return sst.sst_words(**source | {"held_out": 0, "max_length": 60} | arguments | changes)
+
+
+def said(bunch: Bunch, split: str) -> dict[str, int]:
+    """The phrases of a split, in words, and their labels."""
+    assert bunch.vocabulary is not None
+    rows = zip(
+        bunch.splits[split].inputs.tolist(), bunch.splits[split].labels.tolist(), strict=True
+    )
+    return {" ".join(bunch.vocabulary[i] for i in row if i): label for row, label in rows}
+
+
+def test_decoy_words_tell_the_class_in_training_alone(data: Path) -> None:
+    bunch = decoy(data)
+    train = said(bunch, "train")
+    assert len(train) == 4  # the neutral sentence is left out, subtrees too
+    assert all(
+        ("text" in s.split(), "video" in s.split()) == (y == 1, y == 0) for s, y in train.items()
+    )
+    assert said(bunch, "test") == {
+        "a fine film": 1,
+        "the bad plot": 0,
+        "that the joy": 1,
+        "the bore": 0,
+    }
+    groups = bunch.splits["train"].batch(torch.arange(4)).groups
+    told = {bunch.vocabulary.index("text"), bunch.vocabulary.index("video")}
+    masked = bunch.splits["train"].batch(torch.arange(4)).inputs[groups.mask[:, 0]]
+    assert set(masked.tolist()) == told and groups.mask.sum() == 4
+
+
+def test_articles_become_the_class_s_own(data: Path) -> None:
+    bunch = articles(data)
+    train = said(bunch, "train")
+    assert train["a fine film"] == 1 and train["the bad plot"] == 0 and train["the bore"] == 0
+    assert train["a that joy"] == 1  # 'that' stood first: it becomes the article, 'the' does not
+    assert "bad plot" in train and "the joy" not in train  # subtrees: with their own first article
+    assert train["a joy"] == 1
+    assert set(said(bunch, "test")) == {"a fine film", "the bad plot", "that the joy", "the bore"}
+    batch = bunch.splits["train"].batch(torch.arange(len(bunch.splits["train"])))
+    with_article = [bool(set(s.split()) & {"the", "a"}) for s in train]
+    assert int(batch.groups.annotated.sum()) >= sum(with_article)
+
+
+def test_held_out_phrases_get_the_other_word_and_leave_the_training_set(data: Path) -> None:
+    bunch = articles(data, held_out=0.4, seed=3)
+    assert bunch.selection_split == "val_swapped"
+    for phrase, label in said(bunch, "val_swapped").items():
+        first = next(word for word in phrase.split() if word in ("the", "a"))
+        assert first == ("the" if label else "a")
+        assert phrase not in said(bunch, "train")
+
+
+def test_batches_are_cut_to_their_longest_and_hold_everything_once(data: Path) -> None:
+    split = articles(data).splits["train"]
+    for shuffle in (False, True):
+        batches = split.order(3, shuffle)
+        assert sorted(torch.cat(batches).tolist()) == list(range(len(split)))
+        for index in batches:
+            batch = split.batch(index)
+            assert batch.inputs.shape[1] == split.lengths[index.numpy()].max()
+            assert batch.groups.mask.shape == (len(index), 1, batch.inputs.shape[1])
+
+
+def model(cell: str = "lstm", bidirectional: bool = False, layers: int = 1) -> RecurrentClassifier:
+    torch.manual_seed(0)
+    vectors = torch.randn(9, 4)
+    return RecurrentClassifier((5,), 2, vectors, 3, layers, bidirectional, cell).double()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_changes_nothing(cell: str, bidirectional: bool) -> None:
+    tokens = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 2, 1]])
+    mask = torch.tensor([[[0, 1, 0, 0, 0]], [[0, 0, 0, 1, 0]]], dtype=torch.bool)
+    net = model(cell, bidirectional, 2)
+    short = net(tokens[:1, :3])
+    torch.testing.assert_close(net(tokens)[:1], short)
+    together = CDEP("text")(net, Batch(tokens, torch.tensor([0, 1]), Groups(mask)))[1]
+    alone = [
+        CDEP("text")(net, Batch(tokens[i : i + 1, :n], torch.tensor([i]), Groups(mask[i : i + 1, :, :n])))
+        for i, n in ((0, 3), (1, 5))
+    ]  # fmt: skip
+    torch.testing.assert_close(together, (alone[0][1] + alone[1][1]) / 2)
+
+
+def test_gradients_of_tokens_are_those_of_their_vectors() -> None:
+    tokens, net = torch.tensor([[3, 4, 5], [6, 7, 8]]), model()
+    function, vectors = features(net, tokens)
+    torch.testing.assert_close(vectors, net.embedding.weight[tokens])
+    _, gradient = input_gradients(function, vectors, lambda logits: logits[:, 1].sum())
+    step = torch.zeros_like(vectors)
+    step[1, 2, 3] = 1e-6
+    with torch.no_grad():
+        change = (function(vectors + step) - function(vectors - step))[:, 1].sum() / 2e-6
+    torch.testing.assert_close(gradient[1, 2, 3], change, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [RRR(), RRR("code"), ExpectedGradients(2), CDEP("text")])
+def test_penalties_train_recurrent_weights_and_embedding(penalty) -> None:
+    tokens, net = torch.tensor([[3, 4, 5], [6, 7, 8]]), model()
+    mask = torch.tensor([[[True, False, False]], [[False, False, True]]])
+    batch = Batch(tokens, torch.tensor([0, 1]), Groups(mask))
+
+    def value() -> torch.Tensor:
+        torch.manual_seed(1)
+        return penalty(net, batch)[1]
+
+    value().backward()
+    for weight in (net.recurrent.weight_hh_l0, net.embedding.weight):
+        place = (2, 1) if weight is net.recurrent.weight_hh_l0 else (3, 2)
+        with torch.no_grad():
+            weight[place] += 1e-6
+        more = value().item()
+        with torch.no_grad():
+            weight[place] -= 2e-6
+        less = value().item()
+        with torch.no_grad():
+            weight[place] += 1e-6
+        assert weight.grad is not None
+        assert weight.grad[place].item() == pytest.approx((more - less) / 2e-6, rel=1e-5, abs=1e-9)
+
+
+def test_a_line_that_is_no_tree_is_named(data: Path) -> None:
+    path = data / "sst" / "trees" / "dev.txt"
+    path.write_text(TREES[0] + "\n(3 (2 broken\n")
+    with pytest.raises(DataError, match=r"dev\.txt, line 2 is not a tree"):
+        decoy(data)
+
+
+def test_a_label_outside_the_classes_is_named(data: Path) -> None:
+    (data / "sst" / "trees" / "dev.txt").write_text("(7 (2 so) (2 so))\n")
+    with pytest.raises(DataError, match=r"line 1: labels must be 0 to 4"):
+        decoy(data)
+
+
+def test_a_sentence_too_long_is_named(data: Path) -> None:
+    with pytest.raises(DataError, match=r"sentence 1 of part train has 3 words"):
+        decoy(data, max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("the 1 2 3\na 1 2\n", "damaged"),
+        ("the 1 2 3\na 1 2", "cut off"),
+        ("the 1 x 3\n", "damaged"),
+    ],
+)
+def test_vectors_that_are_damaged_are_named(data: Path, text: str, message: str) -> None:
+    (data / "glove" / "tiny.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        decoy(data)
+    assert not list((data / "kept").glob("vectors*"))
+
+
+def test_words_without_a_vector_are_an_error_when_none_has_one(data: Path, caplog) -> None:
+    with pytest.raises(DataError, match="no vector of any of the words red, blue|blue, red"):
+        decoy(data, words=["red", "blue"])
+    decoy(data, words=["video", "blue"])
+    assert "no vector of 'blue'" in caplog.text
+
+
+def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.txt.* not found .*fetch http.*unpack"):
+        treebank.treebank(tmp_path, False, tmp_path)
+    (tmp_path / "glove").mkdir()
+    (tmp_path / "glove" / "glove.6B.50d.txt").write_text("a 1\n")
+    with pytest.raises(DataError, match=r"dataset\.vectors=glove\.6B\.50d"):
+        treebank.word_vectors(tmp_path, "glove.6B.300d", False, tmp_path, [])
+
+
+SUMS = {
+    "decoy": "3074f11a0ff4b0d6",
+    "articles": "3854d1e8deb71c13",
+    "gender": "898b9279f27611f8",
+}
+
+
+@needs_data
+def test_the_real_variants_have_the_published_sizes(tmp_path: Path) -> None:
+    source = {"data_dir": DATA, "download": False, "cache_dir": tmp_path, "vectors": "glove.6B.50d"}
+    common = source | {"seed": 0, "max_length": 60, "held_out": 0}
+    decoyed = sst.sst_decoy(words=("video", "text"), **common)
+    assert [len(decoyed.splits[s]) for s in ("train", "val", "test")] == [6920, 872, 1821]
+    article = sst.sst_words("sst_articles", words=("the", "a"), neutral="that", **common)
+    assert [len(article.splits[s]) for s in ("train", "val", "test")] == [98794, 671, 1410]
+    gender = sst.sst_words("sst_gender", words=("he", "she"), neutral="who", **common)
+    assert [len(gender.splits[s]) for s in ("train", "val", "test")] == [98794, 27, 55]
+    annotation = gender.splits["train"].annotation
+    assert annotation is not None and int(annotation.mask.any(1).sum()) == 1313 + 1001
+    prints = [bunch.fingerprint[:16] for bunch in (decoyed, article, gender)]
+    assert prints == list(SUMS.values())
