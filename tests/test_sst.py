@@ -135,7 +135,7 @@ def test_padding_changes_nothing(cell: str, bidirectional: bool) -> None:
     torch.testing.assert_close(net(tokens)[:1], short)
     together = CDEP("text")(net, Batch(tokens, torch.tensor([0, 1]), Groups(mask)))[1]
     alone = [
-        CDEP("text")(net, Batch(tokens[i : i + 1, :n], torch.tensor([i]), Groups(mask[i : i + 1, :, :n])))
+        CDEP("text")(net, Batch(tokens[[i], :n], torch.tensor([i]), Groups(mask[[i], :, :n])))
         for i, n in ((0, 3), (1, 5))
     ]  # fmt: skip
     torch.testing.assert_close(together, (alone[0][1] + alone[1][1]) / 2)
@@ -212,7 +212,7 @@ def test_vectors_that_are_damaged_are_named(data: Path, text: str, message: str)
 
 
 def test_words_without_a_vector_are_an_error_when_none_has_one(data: Path, caplog) -> None:
-    with pytest.raises(DataError, match="no vector of any of the words red, blue|blue, red"):
+    with pytest.raises(DataError, match=r"no vector of any of the words blue, red"):
         decoy(data, words=["red", "blue"])
     decoy(data, words=["video", "blue"])
     assert "no vector of 'blue'" in caplog.text
