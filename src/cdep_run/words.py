@@ -24,6 +24,7 @@ from cdep_run.cd import decompose
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.files import write_atomic
+from cdep_run.record import read_result
 from cdep_run.train import load
 
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
@@ -167,7 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"{folder}: {data.name} is not text")
             if bunch is not None and data.fingerprint != bunch.fingerprint:
                 raise ConfigError(f"{folder} was trained on other data than {chosen.runs[0]}")
-            models[str(folder)], bunch = model, data
+            config = (read_result(folder) or {})["config"]
+            name = f"{config['penalty']['name']} λ = {config['penalty']['strength']:g}"
+            models[name if name not in models else f"{name}, {folder.name}"], bunch = model, data
         assert bunch is not None
         if chosen.split not in bunch.splits:
             raise ConfigError(f"--split {chosen.split}: choose from {', '.join(bunch.splits)}")
