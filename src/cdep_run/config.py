@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -335,7 +337,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 FREE_ON_RESUME = re.compile(
-    r"resume|data_dir|device|threads|dataset\.(data_dir|download)"
+    r"resume|data_dir|device|threads|dataset\.(data_dir|cache_dir|download)|features\.(cache|batch_size)"
     r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard)"
 )
 """Settings that may change when a run goes on: they do not change what is trained."""
@@ -367,3 +369,27 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings by dotted name that decide what a run finds, its seed among them.
+
+    Left out are those that may change on resume and a data set's advice to penalties, which shows
+    in the penalty itself. At λ = 0 no penalty is asked: such a run is one of penalty `none`.
+    """
+    advice = ("dataset.penalties.", "dataset.strengths.")
+    off = config["penalty"]["name"] == "none" or config["penalty"]["strength"] == 0
+    kept = {
+        name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for name, value in flatten(config).items()
+        if not FREE_ON_RESUME.fullmatch(name)
+        and not name.startswith(advice)
+        and not (off and name.startswith("penalty."))
+    }
+    return kept | {"penalty.name": "none", "penalty.strength": 0.0} if off else kept
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Ten hexadecimal digits that two runs share if their `settings` are the same."""
+    text = json.dumps(settings(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -111,6 +111,7 @@ def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[st
         "early_stopping_by": None if config["training"]["patience"] is None else "val",
         "selection_split": bunch.selection_split,
         "metrics": metrics,
+        "history": progress.history,
         "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,
     }
 
