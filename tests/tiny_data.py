@@ -31,6 +31,25 @@ def tiny(seed: int, count: int) -> Bunch:
     return Bunch("tiny", splits, CLASSES, (1, SIZE, SIZE), "val", fingerprint(splits), lambda x: x)
 
 
+VOCABULARY = ["<pad>", "<unk>", "no", "yes", "is", "not", "<b>"]
+
+
+def tiny_text(seed: int, count: int) -> Bunch:
+    """Sentences of 2 to 5 words that end in 'no' (class 0) or 'yes' (class 1), padded with 0."""
+    generator = torch.Generator().manual_seed(seed)
+    splits = {}
+    for name, size in (("train", count), ("val", 24), ("test", 24)):
+        labels = torch.arange(size) % 2
+        tokens = torch.randint(4, len(VOCABULARY), (size, 5), generator=generator)
+        last = torch.randint(1, 5, (size,), generator=generator)[:, None]
+        place = torch.arange(5)
+        tokens = torch.where(place == last, 2 + labels[:, None], tokens * (place < last))
+        splits[name] = TensorSplit(tokens, labels)
+    vectors = torch.randn(len(VOCABULARY), 3, generator=generator)
+    data = ("tiny_text", splits, 2, (5,), "val", fingerprint(splits))
+    return Bunch(*data, vectors=vectors, vocabulary=VOCABULARY)
+
+
 class TinyNet(nn.Module):
     """One hidden layer and dropout, so that a step draws random numbers."""
 

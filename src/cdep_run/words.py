@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import html
+import io
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +32,36 @@ from cdep_run.train import load
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)
 """Towards class 0 and class 1: a pair that colour-blind readers tell apart (Okabe and Ito)."""
 
+UNKNOWN = 1
+CLASSES = ("negative", "positive")
+LINE = 84
+"""Characters in a line of the PNG."""
 
-@dataclass
+UNIT = "CD score: part of the logit of positive minus that of negative"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One sentence as one model reads it; scores in units of logits.
+
+    Attributes:
+        words: what each of the T words contributes on its own.
+        phrases: what each place of a phrase contributes as a whole.
+        probability: of class 1, the biases included.
+    """
+
+    words: list[float]
+    phrases: list[tuple[str, float]]
+    probability: float
+
+
+@dataclass(frozen=True)
 class Sentence:
-    """A sentence as one model reads it: its words, a score each, and the probability of class 1."""
+    """Its words, its class if known, and how each model reads it, by the model's name."""
 
     words: list[str]
-    scores: list[float]
-    phrases: dict[str, float]
-    probability: float
+    label: int | None
+    readings: dict[str, Reading]
 
 
 @torch.no_grad()
@@ -63,134 +86,308 @@ def group_scores(model: nn.Module, tokens: Tensor, masks: Tensor) -> Tensor:
     return relevant[:, 1] - relevant[:, 0]
 
 
-def read(model: nn.Module, bunch: Bunch, tokens: Tensor, phrases: list[str]) -> Sentence:
-    """One sentence, tokens int64 `[T]` without padding, with those of the phrases that it holds."""
-    assert bunch.vocabulary is not None
-    words = [bunch.vocabulary[i] for i in tokens.tolist()]
-    masks, named = [row for row in torch.eye(len(words), dtype=torch.bool)], []
-    for phrase in phrases:
-        wanted = phrase.lower().split()
-        for start in range(len(words) - len(wanted) + 1):
-            if words[start : start + len(wanted)] == wanted:
-                masks.append(torch.arange(len(words)).sub(start).clamp(-1, len(wanted)) >= 0)
-                masks[-1] &= torch.arange(len(words)) < start + len(wanted)
-                named.append(phrase)
-                break
-    scores = group_scores(model, tokens, torch.stack(masks)).tolist()
+def places(tokens: Sequence[int], phrase: Sequence[int]) -> list[int]:
+    """Where `phrase` begins in `tokens`."""
+    length = len(phrase)
+    return [i for i in range(len(tokens) - length + 1) if list(tokens[i : i + length]) == [*phrase]]
+
+
+def read(model: nn.Module, tokens: list[int], phrases: dict[str, list[int]]) -> Reading:
+    """Score every word, and every place of each phrase, of one sentence without padding."""
+    count = len(tokens)
+    found = [(name, i, len(ids)) for name, ids in phrases.items() for i in places(tokens, ids)]
+    masks = torch.eye(count + len(found), count, dtype=torch.bool)
+    for row, (_, start, length) in enumerate(found, count):
+        masks[row, start : start + length] = True
+    sentence = torch.tensor(tokens)
+    scores = group_scores(model, sentence, masks).tolist()
+    named = [(name, score) for (name, *_), score in zip(found, scores[count:], strict=True)]
     with torch.no_grad():
-        probability = float(model(tokens[None]).softmax(1)[0, 1])
-    found = dict(zip(named, scores[len(words) :], strict=True))
-    return Sentence(words, scores[: len(words)], found, probability)
+        probability = float(model(sentence[None]).softmax(1)[0, 1])
+    return Reading(scores[:count], named, probability)
 
 
-def colour(score: float, largest: float) -> tuple[int, int, int]:
-    """White for 0, orange towards class 0, blue towards class 1, full at `largest`."""
-    share = min(1.0, abs(score) / largest) if largest else 0.0
-    return tuple(round(255 + share * (c - 255)) for c in (BLUE if score > 0 else ORANGE))  # type: ignore[return-value]
+def encode(text: str, vocabulary: list[str]) -> list[int]:
+    """Token ids of the lower-cased words of `text`, 1 for a word that the model does not know.
+
+    Raises:
+        ConfigError: there is no word in it.
+    """
+    index = {word: i for i, word in enumerate(vocabulary)}
+    tokens = [index.get(word, UNKNOWN) for word in text.lower().split()]
+    if not tokens:
+        raise ConfigError("a sentence or phrase is empty")
+    unknown = [word for word in text.lower().split() if word not in index]
+    if unknown:
+        print(f"warning: not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+    return tokens
 
 
-def as_html(rows: list[tuple[str, dict[str, Sentence]]], title: str) -> str:
-    """A page of its own; `rows`: each sentence's class, and how each model reads it."""
-    body = []
-    for label, readings in rows:
-        body.append(f"<section><h2>is {html.escape(label)}</h2>")
-        for name, sentence in readings.items():
-            largest = max(map(abs, sentence.scores))
-            spans = (
-                f'<span style="background:rgb{colour(score, largest)}" title="{score:+.2f}">'
-                f"{html.escape(word)}</span>"
-                for word, score in zip(sentence.words, sentence.scores, strict=True)
-            )
-            phrases = "".join(
-                f" <small>“{html.escape(phrase)}” {score:+.2f}</small>"
-                for phrase, score in sentence.phrases.items()
-            )
-            body.append(
-                f"<p><b>{html.escape(name)}</b> says positive with {sentence.probability:.0%}; "
-                f"largest score {largest:.2f}<br>{' '.join(spans)}{phrases}</p>"
-            )
-        body.append("</section>")
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>"
-        "body{font:16px/1.7 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;"
-        "color:#111;background:#fff}h2{font-size:1rem}span{padding:.1em .2em;border-radius:.2em}"
-        f"</style><h1>{html.escape(title)}</h1><p>What each word adds to the logit of class 1 "
-        "minus that of class 0, by contextual decomposition; hover for the number. "
-        f'<span style="background:rgb{ORANGE}">towards negative</span> '
-        f'<span style="background:rgb{BLUE}">towards positive</span>; full colour is the largest '
-        f"score of the sentence.</p>{''.join(body)}</html>"
-    )
+def known_phrases(phrases: Sequence[str], vocabulary: list[str]) -> dict[str, list[int]]:
+    """Token ids of the phrases; one with an unknown word is named on stderr and left out.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    encoded = {phrase.lower(): encode(phrase, vocabulary) for phrase in phrases}
+    known = {phrase: ids for phrase, ids in encoded.items() if UNKNOWN not in ids}
+    if phrases and not known:
+        raise ConfigError(f"no phrase has all its words in the vocabulary: {', '.join(phrases)}")
+    return known
 
 
-def as_png(rows: list[tuple[str, dict[str, Sentence]]], title: str, file: Path) -> None:
-    """The same as a picture, a line for each model and sentence."""
+def chosen(
+    bunch: Bunch, split: str, count: int, phrases: dict[str, list[int]]
+) -> list[tuple[list[int], int]]:
+    """Token ids and label of `count` sentences, spread evenly over those that hold a phrase.
+
+    Without phrases over all of the split.
+
+    Raises:
+        ConfigError: no such split, or no sentence of it holds a phrase.
+    """
+    if split not in bunch.splits:
+        raise ConfigError(f"--split is {split}; {bunch.name} has {', '.join(bunch.splits)}")
+    part = bunch.splits[split]
+    sentences = [[i for i in row if i] for row in part.inputs.tolist()]
+    holding = [
+        (tokens, label)
+        for tokens, label in zip(sentences, part.labels.tolist(), strict=True)
+        if not phrases or any(places(tokens, ids) for ids in phrases.values())
+    ]
+    if not holding:
+        raise ConfigError(f"no sentence of split {split} holds {' or '.join(phrases)}")
+    count = min(count, len(holding))
+    return [holding[i * len(holding) // count] for i in range(count)]
+
+
+# --- As HTML and PNG -----------------------------------------------------------------------------
+
+
+def largest(sentences: Sequence[Sentence]) -> float:
+    """The largest |score| shown: full colour, the same for every model, so that they compare."""
+    readings = [reading for sentence in sentences for reading in sentence.readings.values()]
+    scores = [score for reading in readings for score in reading.words]
+    scores += [score for reading in readings for _, score in reading.phrases]
+    return max(map(abs, scores)) or 1.0
+
+
+def colour(score: float, end: float) -> tuple[int, int, int]:
+    """White for 0, orange towards class 0, blue towards class 1, full at `end`."""
+    share = min(1.0, abs(score) / end) if end else 0.0
+    red, green, blue = (round(255 + share * (c - 255)) for c in (BLUE if score > 0 else ORANGE))
+    return red, green, blue
+
+
+def heading(sentence: Sentence) -> str:
+    """The truth about a sentence."""
+    return "own sentence" if sentence.label is None else f"is {CLASSES[sentence.label]}"
+
+
+def verdict(name: str, reading: Reading) -> str:
+    """What a model says of a sentence."""
+    return f"{name} says positive with {reading.probability:.0%}"
+
+
+STYLE = """body { font: 16px/1.4 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }
+body { padding: 0 1rem; color: #111; background: #fff } p { margin: .5em 0 0 }
+span { display: inline-block; text-align: center; padding: .1em .3em; margin: 1px }
+small { display: block; font-size: 70% } h2 { font-size: 1rem; margin: 1.6em 0 0 }
+.bar { height: 1em; border: 1px solid #888 } .ends { display: flex }
+.bar, .ends { max-width: 20em; justify-content: space-between }"""
+
+
+def as_html(sentences: Sequence[Sentence], title: str) -> str:
+    """A page of its own: words with colour and number, for each model, and a legend."""
+    end = largest(sentences)
+
+    def coloured(pairs: Sequence[tuple[str, float]]) -> str:
+        return " ".join(
+            f'<span style="background:rgb{colour(score, end)}">{html.escape(word)}'
+            f"<small>{score:+.2f}</small></span>"
+            for word, score in pairs
+        )
+
+    bar = f"linear-gradient(to right, rgb{ORANGE}, #fff, rgb{BLUE})"
+    ends = f"<b>{-end:.2f} negative</b><b>0</b><b>{end:+.2f} positive</b>"
+    page = [
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{UNIT}; the colours mean the same for every model.</p>",
+        f'<div class="bar" style="background: {bar}"></div><div class="ends">{ends}</div>',
+    ]
+    for number, sentence in enumerate(sentences, 1):
+        page.append(f"<h2>{number}. {heading(sentence)}</h2>")
+        for name, reading in sentence.readings.items():
+            words = list(zip(sentence.words, reading.words, strict=True))
+            page.append(f"<p>{html.escape(verdict(name, reading))}<br>{coloured(words)}</p>")
+            if reading.phrases:
+                page.append(f"<p>as a whole: {coloured(reading.phrases)}</p>")
+    return "\n".join(page) + "\n</html>\n"
+
+
+def as_png(sentences: Sequence[Sentence], title: str) -> bytes:
+    """The same as a picture."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot as plt
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.patches import Rectangle
 
-    lines = [(label, name, s) for label, readings in rows for name, s in readings.items()]
-    width = max(sum(len(word) + 1 for word in s.words) for *_, s in lines)
-    figure = plt.figure(figsize=(0.085 * width + 3.2, 0.34 * len(lines) + 0.7))
-    figure.text(0.01, 0.99, title, va="top", size=11, weight="bold")
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    pixels = figure.bbox.width
-    for number, (label, name, sentence) in enumerate(lines):
-        y = 1 - (number + 2) / (len(lines) + 2.2)
-        head = f"{name}, is {label}, says {sentence.probability:.0%}"
-        figure.text(0.01, y, head, size=8, color="0.35")
-        x, largest = 2.9 / figure.get_figwidth(), max(map(abs, sentence.scores))
-        for word, score in zip(sentence.words, sentence.scores, strict=True):
-            back = [c / 255 for c in colour(score, largest)]
-            box = {"facecolor": back, "edgecolor": "none", "pad": 1.5}
-            drawn = figure.text(x, y, word, size=9, bbox=box)
-            x += (drawn.get_window_extent(renderer).width + 5) / pixels
-    figure.savefig(file, dpi=130)
+    end, line = largest(sentences), 0.0
+    boxes: list[tuple[float, float, float, str, float]] = []  # column, line, width, word, score
+    texts: list[tuple[float, str, str]] = []  # line, text, weight
+
+    def write_line(text: str, weight: str = "normal") -> None:
+        nonlocal line
+        texts.append((line, text, weight))
+        line += 1.3
+
+    def write_words(words: Sequence[tuple[str, float]]) -> None:
+        nonlocal line
+        column = 0.0
+        for word, score in words:
+            width = max(len(word), len(f"{score:+.2f}")) + 0.6
+            if column and column + width > LINE:
+                column, line = 0.0, line + 2.2
+            boxes.append((column, line, width, word, score))
+            column += width + 0.4
+        line += 2.5
+
+    for number, sentence in enumerate(sentences, 1):
+        write_line(f"{number}. {heading(sentence)}", "bold")
+        for name, reading in sentence.readings.items():
+            write_line(verdict(name, reading))
+            write_words(list(zip(sentence.words, reading.words, strict=True)))
+            if reading.phrases:
+                write_line("as a whole:")
+                write_words(reading.phrases)
+        line += 0.6
+    wide, high = max([LINE, *(column + width for column, _, width, *_ in boxes)]), line + 6
+    figure = plt.figure(figsize=(wide * 0.105, high * 0.19))
+    axis = figure.add_axes((0.02, 0, 0.96, line / high))
+    axis.set(xlim=(0, wide), ylim=(line, 0))
+    axis.axis("off")
+    for top, text, weight in texts:
+        axis.text(0, top, text, size=8, weight=weight, va="top", parse_math=False)
+    for left, top, width, word, score in boxes:
+        back = [level / 255 for level in colour(score, end)]
+        axis.add_patch(Rectangle((left, top), width, 2, facecolor=back, linewidth=0))
+        for text, down, size in ((word, 0.15, 9), (f"{score:+.2f}", 1.2, 6)):
+            axis.text(left + width / 2, top + down, text, size=size, family="monospace",
+                      ha="center", va="top", parse_math=False)  # fmt: skip
+    bar = figure.add_axes((0.3, 1 - 4 / high, 0.4, 0.8 / high))
+    ends = [[level / 255 for level in colour(score, 1)] for score in (-1, 0, 1)]
+    scale = ScalarMappable(Normalize(-end, end), LinearSegmentedColormap.from_list("words", ends))
+    figure.colorbar(scale, cax=bar, orientation="horizontal").ax.tick_params(labelsize=7)
+    bar.set_title(f"{title}\n{UNIT}", size=8, parse_math=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
     plt.close(figure)
+    return picture.getvalue()
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def load_all(folders: Sequence[Path]) -> tuple[dict[str, nn.Module], Bunch]:
+    """The models of finished runs on the same text of two classes, by name, and the data.
+
+    Raises:
+        CdepError: a run did not finish, is not on text, or not on the same as the first.
+    """
+    models, bunch = {}, None
+    for folder in folders:
+        model, data = load(folder)
+        if data.vocabulary is None or data.num_classes != 2:
+            raise ConfigError(f"{folder}: {data.name} is not text of two classes")
+        if bunch is not None and data.fingerprint != bunch.fingerprint:
+            raise ConfigError(f"{folder} was trained on other data than {folders[0]}")
+        config = (read_result(folder) or {})["config"]
+        name = f"{config['penalty']['name']} λ = {config['penalty']['strength']:g}"
+        models[name if name not in models else f"{name}, {folder}"], bunch = model, data
+    assert bunch is not None
+    return models, bunch
+
+
+def write(
+    folders: Sequence[Path],
+    out: Path,
+    split: str = "test",
+    count: int = 10,
+    phrases: Sequence[str] = (),
+    own: Sequence[str] = (),
+) -> tuple[Path, Path]:
+    """Score the words of sentences under finished runs; write `out`, a page, and .png beside it.
+
+    Args:
+        folders: of runs on the same text data.
+        out: the page; a picture cannot have the same name.
+        split: the split whose sentences are shown.
+        count: how many of them.
+        phrases: to be scored as a whole; only sentences of the split that hold one are shown.
+        own: further sentences, words parted by spaces.
+
+    Returns:
+        The two files; both are made before either is written.
+
+    Raises:
+        CdepError: as `load_all`, `encode`, `known_phrases` and `chosen`; nothing to show.
+    """
+    picture = out.with_suffix(".png")
+    if picture == out:
+        raise ConfigError(f"--out is {out}; it names the page, such as words.html")
+    if count < 0 or not (count or own):
+        raise ConfigError("nothing to show: give --sentences 1 or more, or --text")
+    models, bunch = load_all(folders)
+    vocabulary = bunch.vocabulary or []
+    known = known_phrases(phrases, vocabulary)
+    shown: list[tuple[list[str], list[int], int | None]] = [
+        (text.lower().split(), encode(text, vocabulary), None) for text in own
+    ]
+    for tokens, label in chosen(bunch, split, count, known) if count else ():
+        shown.append(([vocabulary[i] for i in tokens], tokens, label))
+    sentences = [
+        Sentence(words, label, {name: read(m, tokens, known) for name, m in models.items()})
+        for words, tokens, label in shown
+    ]
+    title = f"What the words say: {bunch.name}, sentences spread over "
+    title += f"those of {split} with {' or '.join(known)}" if known else f"all of {split}"
+    contents = as_html(sentences, title).encode(), as_png(sentences, title)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for file, content in zip((out, picture), contents, strict=True):
+            write_atomic(file, content)
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be written: {error}") from error
+    return out, picture
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
-    parser.add_argument("--split", default="test", help="whose sentences")
-    parser.add_argument("--sentences", type=int, default=10, help="how many, from the first on")
-    parser.add_argument("--phrase", action="append", default=[], help="score this phrase, too")
-    parser.add_argument("--out", type=Path, default=Path("words.html"), help="and .png beside it")
-    chosen = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", help="folders of finished runs")
+    add("--split", default="test", help="whose sentences")
+    add("--sentences", type=int, default=10, help="how many, spread evenly over the split")
+    add("--phrase", action="append", default=[], help="score it as a whole, where it stands")
+    add(
+        "--text", action="append", default=[], help="a sentence of your own, words parted by spaces"
+    )
+    add("--out", type=Path, default=Path("words.html"), help="and .png beside it")
+    given = parser.parse_args(arguments)
     try:
-        models, bunch = {}, None
-        for folder in chosen.runs:
-            model, data = load(folder)
-            if data.vocabulary is None:
-                raise ConfigError(f"{folder}: {data.name} is not text")
-            if bunch is not None and data.fingerprint != bunch.fingerprint:
-                raise ConfigError(f"{folder} was trained on other data than {chosen.runs[0]}")
-            config = (read_result(folder) or {})["config"]
-            name = f"{config['penalty']['name']} λ = {config['penalty']['strength']:g}"
-            models[name if name not in models else f"{name}, {folder.name}"], bunch = model, data
-        assert bunch is not None
-        if chosen.split not in bunch.splits:
-            raise ConfigError(f"--split {chosen.split}: choose from {', '.join(bunch.splits)}")
-        split, rows = bunch.splits[chosen.split], []
-        for index in range(min(chosen.sentences, len(split))):
-            tokens = split.inputs[index].long()
-            tokens = tokens[tokens != 0]
-            label = "positive" if split.labels[index] else "negative"
-            readings = {
-                name: read(model, bunch, tokens, chosen.phrase) for name, model in models.items()
-            }
-            rows.append((label, readings))
+        for file in write(
+            given.runs, given.out, given.split, given.sentences, given.phrase, given.text
+        ):
+            print(file)
     except CdepError as error:
         print(f"cdep_run.words: error: {error}", file=sys.stderr)
         return 1
-    title = f"What the words say: {bunch.name}"
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(chosen.out, as_html(rows, title).encode())
-    as_png(rows, title, chosen.out.with_suffix(".png"))
-    print(chosen.out)
     return 0
 
 
