@@ -307,8 +307,9 @@ def load_all(folders: Sequence[Path]) -> tuple[dict[str, nn.Module], Bunch]:
             raise ConfigError(f"{folder}: {data.name} is not text of two classes")
         if bunch is not None and data.fingerprint != bunch.fingerprint:
             raise ConfigError(f"{folder} was trained on other data than {folders[0]}")
-        config = (read_result(folder) or {})["config"]
-        name = f"{config['penalty']['name']} λ = {config['penalty']['strength']:g}"
+        penalty = (read_result(folder) or {})["config"]["penalty"]
+        name = " ".join([penalty["name"], *([penalty["form"]] if "form" in penalty else [])])
+        name += f" λ = {penalty['strength']:g}"
         models[name if name not in models else f"{name}, {folder}"], bunch = model, data
     assert bunch is not None
     return models, bunch
