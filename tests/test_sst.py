@@ -202,6 +202,8 @@ def test_a_sentence_too_long_is_named(data: Path) -> None:
         ("the 1 2 3\na 1 2\n", "damaged"),
         ("the 1 2 3\na 1 2", "cut off"),
         ("the 1 x 3\n", "damaged"),
+        ("the 1 nan 3\n", "not finite"),
+        ("", "is empty"),
     ],
 )
 def test_vectors_that_are_damaged_are_named(data: Path, text: str, message: str) -> None:

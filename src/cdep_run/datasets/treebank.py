@@ -163,6 +163,8 @@ def word_vectors(
     if not path.is_file():
         _fetch_vectors(path, download)
     with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            raise DataError(f"{path} is empty. Fetch it again")
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             raise DataError(f"{path} is cut off: its last line has no end. Fetch it again")
@@ -176,6 +178,8 @@ def word_vectors(
         else:
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 found = Vectors(str(path), cache=temporary)
+                if not found.vectors.isfinite().all():
+                    raise ValueError("a number is not finite")
                 if not folder.is_dir():
                     shutil.copytree(temporary, f"{temporary}-whole")
                     os.replace(f"{temporary}-whole", folder)
