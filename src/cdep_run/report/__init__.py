@@ -1,0 +1,45 @@
+"""The command `cdep-report`: one self-contained page, and figures for papers, from finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from cdep_run.report.collect import collect
+from cdep_run.report.examples import add_examples
+from cdep_run.report.figures import write_figures
+from cdep_run.report.page import write_page
+
+
+def main() -> None:
+    """Entry point of `cdep-report`; exit code 1 where there is no finished run to report."""
+    parser = argparse.ArgumentParser(prog="cdep-report", description=__doc__)
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="folders with finished runs, at any depth"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
+    parser.add_argument("--figures", type=Path, help="folder for the figures as SVG and PDF")
+    parser.add_argument("--examples", type=int, default=6, help="images of each data set")
+    arguments = parser.parse_args()
+    report = collect(arguments.folders)
+    report.command = shlex.join(["cdep-report", *sys.argv[1:]])
+    for problem in report.problems:
+        print(f"cdep-report: {problem}", file=sys.stderr)
+    if arguments.examples > 0:
+        known = len(report.problems)
+        add_examples(report, arguments.examples)
+        for problem in report.problems[known:]:
+            print(f"cdep-report: {problem}", file=sys.stderr)
+    try:
+        write_page(report, arguments.out)
+        size = arguments.out.stat().st_size / 1e6
+        print(f"{arguments.out}: {len(report.runs)} runs, {size:.2f} MB")
+        if arguments.figures:
+            for file in write_figures(report, arguments.figures):
+                print(file)
+    except OSError as error:
+        sys.exit(f"cdep-report: error: cannot write: {error}")
+    if not report.runs:
+        sys.exit(1)
