@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: isic bench-segmenter demo test test-gpu bench coverage-models clean
+.PHONY: isic bench-segmenter demo test test-gpu bench coverage-models docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -31,6 +31,10 @@ bench: .venv/installed
 coverage-models: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]'
 	$(BIN)/python benchmarks/coverage_models.py
+
+docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

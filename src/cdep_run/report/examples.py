@@ -27,7 +27,8 @@ def add_examples(report: Report, count: int) -> None:
             continue
         for run in sorted((by_id[i] for i in cell.runs), key=lambda run: run.seed):
             if (Path(run.path).parent / "checkpoints").is_dir():
-                nets[run.dataset][f"{run.label}, λ = {run.strength:g}"] = run
+                strength = "" if run.penalty == "none" else f", λ = {run.strength:g}"
+                nets[run.dataset][run.label + strength] = run
                 break
     for dataset in dict.fromkeys(run.dataset for run in report.runs):
         if dataset not in nets:

@@ -109,7 +109,7 @@ function mark(kind, x, y, paint, filled, r = 4) {
 // Lines with bands. A series: name, penalty, dash, flat (a level across), points {x, y, sd, text, chosen}.
 function chart({ title, xLabel, yLabel, series, log }) {
   const width = Math.max(280, Math.min(520, document.body.clientWidth - 32)), height = 280;
-  const box = { left: 46, right: width - 12, top: 26, bottom: height - 42 };
+  const box = { left: 58, right: width - 12, top: 26, bottom: height - 42 };
   const every = series.flatMap((s) => s.points);
   const place = log ? Math.log10 : (v) => v;
   const xs = unique(series.filter((s) => !s.flat).flatMap((s) => s.points.map((p) => p.x))).sort((a, b) => a - b);
@@ -241,7 +241,7 @@ function cost() {
       const kind = key === "seconds_per_epoch" ? "" : ` (${unique(rows.map((c) => c.memory_kind)).join(", ")})`;
       parts.push(el("figure", {}, el("h3", {}, `${dataset}: ${title}${kind}`), rows.filter((c) => c[key]).map((c) => {
         const sameMachine = base && ["device", "threads"].every((k) => data.environments[base.environment][k] === data.environments[c.environment][k]);
-        const ratio = sameMachine && base[key] ? `, ${(c[key] / base[key]).toFixed(1)} × none` : "";
+        const ratio = sameMachine && base[key] && c !== base ? `, ${(c[key] / base[key]).toFixed(1)} × none` : "";
         return el("div", { class: "barrow" }, el("span", {}, c.label), el("span", { class: "track" }, el("i", { style: `width:${(62 * c[key]) / most}%;background:${colour(c.penalty)}` }), text(c[key]) + ratio));
       }), commands(rows.map((c) => c.command))));
     }
@@ -290,7 +290,7 @@ function comparison() {
   const same = keys.filter((k) => !differs.includes(k)).sort();
   const scores = unique(pair.flatMap((r) => Object.keys(r.scores)));
   const name = (run) => `run ${run.id}: ${run.dataset}, ${run.label}${run.penalty === "none" ? "" : `, λ = ${short(run.strength, 6)}`}, seed ${run.seed}`;
-  const head = (last) => el("thead", {}, el("tr", {}, ["", name(pair[0]), name(pair[1]), ...last].map((t) => el("th", { scope: "col" }, t))));
+  const head = (last) => el("thead", {}, el("tr", {}, ["", `run ${pair[0].id}`, `run ${pair[1].id}`, ...last].map((t) => el("th", { scope: "col" }, t))));
   const part = (label, list, change) => el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, el("table", {}, head(change), el("tbody", {}, list)));
   const metricRows = scores.map((key) => {
     const [x, y] = pair.map((run) => run.scores[key]), fraction = Object.keys(NAMES).includes(key.split("/")[1]);
@@ -299,7 +299,7 @@ function comparison() {
     return el("tr", {}, el("td", {}, key + (fraction ? " (%)" : "")), el("td", { class: "n" }, text(x)), el("td", { class: "n" }, text(y)), el("td", { class: "n" }, known && y > x ? "+" + change : change));
   });
   const config = (list, mark) => list.map((k) => el("tr", { class: mark }, el("td", {}, k), el("td", { class: "wrap" }, written(a[k])), el("td", { class: "wrap" }, written(b[k]))));
-  return [el("h3", {}, `${differs.length} settings differ`), part("settings that differ", config(differs, "differs"), []), el("h3", {}, "Metrics"), part("metrics of two runs", metricRows, ["second − first"]), el("details", {}, el("summary", {}, `${same.length} settings are the same`), part("settings that are the same", config(same, null), [])), el("details", { open: true }, el("summary", {}, "Commands"), el("pre", {}, pair.map((run) => run.command).join("\n")))];
+  return [el("p", {}, name(pair[0]), el("br"), name(pair[1])), el("h3", {}, `${differs.length} settings differ`), part("settings that differ", config(differs, "differs"), []), el("h3", {}, "Metrics"), part("metrics of two runs", metricRows, ["second − first"]), el("details", {}, el("summary", {}, `${same.length} settings are the same`), part("settings that are the same", config(same, null), [])), el("details", { open: true }, el("summary", {}, "Commands"), el("pre", {}, pair.map((run) => run.command).join("\n")))];
 }
 
 function environment() {
