@@ -263,7 +263,7 @@ def test_the_browser_draws_every_section(page):
     text = dom(page)
     found = rows(section(text, "results"))
     assert found[0][:4] == ["none", "–", "2", "90.0 ± 0.0"] and "25.0 ± 0.0" in found[0]
-    assert ["CDEP, centred", "10", "2"] == found[2][:3] and found[2][-1] == "✓"
+    assert found[2][:3] == ["CDEP, centred", "10", "2"] and found[2][-1] == "✓"
     assert section(text, "curves").count('role="img"') == 2  # test and val_shifted
     assert "λ = 10, 75.0 ± 7.1 % (n = 2), chosen" in section(text, "curves")
     assert "2 s, 2.0 × none" in section(text, "cost")

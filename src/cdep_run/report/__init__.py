@@ -1,4 +1,4 @@
-"""The command `cdep-report`: one self-contained page, and figures for papers, from finished runs."""
+"""The command `cdep-report`: finished runs as one self-contained page, and figures for papers."""
 
 from __future__ import annotations
 

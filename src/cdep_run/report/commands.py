@@ -13,46 +13,22 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdep_run.config import config_dir, register_schemas
-
-MACHINE = {
-    "data_dir",
-    "dataset.data_dir",
-    "dataset.download",
-    "device",
-    "resume",
-    "threads",
-    "training.check_every",
-    "training.checkpoint_seconds",
-    "training.evaluation_batch_size",
-    "training.tensorboard",
-}
-"""Settings of where and how a run is carried out, which do not change what it finds."""
+from cdep_run.config import FREE_ON_RESUME, config_dir, flatten, register_schemas
 
 DEFAULTS_ONLY = ("dataset.penalties.", "dataset.strengths.")
 """A data set's advice to penalties: what a penalty made of it stands under `penalty`."""
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name: `{"penalty.strength": 10.0}`."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        nested = isinstance(value, dict) and value
-        found |= flat(value, f"{name}.") if nested else {name: value}
-    return found
-
-
-def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
     """The settings, by dotted name, that decide what a run finds."""
     return {
         name: value
-        for name, value in flat(config).items()
-        if name not in MACHINE and not name.startswith(DEFAULTS_ONLY)
+        for name, value in flatten(config).items()
+        if not FREE_ON_RESUME.fullmatch(name) and not name.startswith(DEFAULTS_ONLY)
     }
 
 
-def overrides(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """What a command must say to compose these settings again.
 
     Args:
@@ -121,6 +97,6 @@ def defaults(said: tuple[str, ...]) -> dict[str, Any] | None:
 def choice(group: str, target: str) -> str | None:
     """The name of the file in `configs/<group>/` that builds `target`."""
     for file in sorted((config_dir() / group).glob("*.yaml")):
-        if OmegaConf.load(file).get("_target_") == target:
+        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
             return file.stem
     return None

@@ -1,0 +1,1 @@
+"""Penalties: `penalty(model, batch) -> (logits, value)`; λ is applied by the training loop."""

@@ -1,0 +1,64 @@
+"""The documentation: its examples run, its website builds with no broken link."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICKER = ("threads=1", "device=cpu", "training.tensorboard=false")
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
+
+
+def test_each_example_of_extend_works_when_it_is_followed(tmp_path):
+    commands = 0
+    for language, title, text in BLOCK.findall((ROOT / "docs/extend.md").read_text()):
+        if title:
+            file = tmp_path / title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        assert title or language == "sh"
+        if language != "sh":
+            continue
+        code, program, *arguments = shlex.split(text)
+        assert (code, program) == ("PYTHONPATH=code", "cdep-run")
+        done = subprocess.run(
+            [sys.executable, "-c", "from cdep_run.train import main; main()", *arguments, *QUICKER],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"code{os.pathsep}{ROOT / 'src'}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, text + done.stderr[-2000:]
+        commands += 1
+    assert commands == 4
+    assert len(list(tmp_path.rglob("result.json"))) == 3 + 4
+
+
+def test_every_page_is_linked_and_readme_is_short():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") <= 150
+    for target in re.findall(r"\]\((docs/[^)#]+|[A-Z]+\.md)\)", readme):
+        assert (ROOT / target).is_file(), target
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None,
+    reason="pip install '.[docs]' for the website",
+)
+def test_the_website_builds_strictly(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "decompose" in (tmp_path / "api/index.html").read_text()
