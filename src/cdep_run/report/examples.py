@@ -58,10 +58,10 @@ def pictures(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
     split = bunch.splits["test"]
     labels = split.labels.tolist()
     order = sorted(range(len(labels)), key=lambda i: (labels[:i].count(labels[i]), labels[i]))
+    if bunch.display is None:
+        raise ValueError("its examples are no images")
     batch = split.batch(torch.tensor(order[:count]))
     images = bunch.display(batch.inputs)
-    if images.dim() != 4:
-        raise ValueError("its examples are no images")
     truth = batch.labels.tolist()
     rows: list[list[dict[str, str]]] = [
         [{"src": picture(image), "caption": f"class {label}"}]
