@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from cdep_run.commands import command, overrides
+from cdep_run.config import settings
 from cdep_run.report import main
 from cdep_run.report.collect import collect
-from cdep_run.report.commands import command, deciding, overrides
 from cdep_run.report.page import write_page
 from cdep_run.train import plain
 from running import composed, run
@@ -85,7 +86,7 @@ def test_the_command_of_a_run_composes_its_settings_again(said):
     config = plain(composed(*said))
     found, unknown = overrides(config)
     again = plain(composed(*(f"{key}={value}" for key, value in found.items())))
-    assert deciding(again) == deciding(config) and unknown == []
+    assert settings(again) == settings(config) and unknown == []
     assert len(found) <= len(said) + 2  # nothing is said that is the default anyway
 
 
@@ -139,20 +140,20 @@ def test_bad_records_are_named_and_the_rest_is_shown(tmp_path):
     report = collect([tmp_path, tmp_path / "absent"])
     problems = "\n".join(report.problems)
     for words in (
-        "broken/result.json is damaged and left out: JSONDecodeError",
-        "list/result.json is damaged and left out",
-        "stopped is failed and left out: the loss is not finite",
-        f"{nan}: test/accuracy is nan, shown as missing",
-        "nan/result.json: same setting and seed as",
-        "2 versions of the data",
+        "broken/result.json: damaged and left out",
+        "list/result.json: left out, as it holds no config or no metrics",
+        f"1 runs left out, as they are failed, such as {tmp_path}/stopped (the loss is not finite)",
+        f"{nan}: test/accuracy is nan, left out of the tables",
+        f"{nan}: left out for {tmp_path}/twice/result.json, same settings and seed",
+        "saw different data (fingerprints aaaaaaaa, bbbbbbbb)",
         "1 records have the setting training.gone",
-        "absent is not a folder",
+        "absent does not exist",
     ):
         assert words in problems
-    assert len(report.runs) == 5
+    assert len(report.runs) == 4
     assert {c.label for c in report.cells} == {
-        "CDEP, centred, data aaaaaaaa",
-        "CDEP, centred, data bbbbbbbb",
+        "CDEP, centred, symmetric, data aaaaaaaa",
+        "CDEP, centred, symmetric, data bbbbbbbb",
     }
 
 
@@ -263,7 +264,7 @@ def test_the_browser_draws_every_section(page):
     text = dom(page)
     found = rows(section(text, "results"))
     assert found[0][:4] == ["none", "–", "2", "90.0 ± 0.0"] and "25.0 ± 0.0" in found[0]
-    assert found[2][:3] == ["CDEP, centred", "10", "2"] and found[2][-1] == "✓"
+    assert found[2][:3] == ["CDEP, centred, symmetric", "10", "2"] and found[2][-1] == "✓"
     assert section(text, "curves").count('role="img"') == 2  # test and val_shifted
     assert "λ = 10, 75.0 ± 7.1 % (n = 2), chosen" in section(text, "curves")
     assert "2 s, 2.0 × none" in section(text, "cost")
@@ -275,7 +276,7 @@ def test_the_browser_draws_every_section(page):
 def test_the_address_filters_sorts_and_compares(page):
     text = dom(page, "penalty=cdep&runs=test:desc&compare=2,7")
     listed = rows(section(text, "runs"))
-    assert len(listed) == 6 and {row[3] for row in listed} == {"CDEP, centred"}
+    assert len(listed) == 6 and {row[3] for row in listed} == {"CDEP, centred, symmetric"}
     scores = [float(row[6]) for row in listed]
     assert scores == sorted(scores, reverse=True) and 'aria-sort="descending"' in text
     side = rows(section(text, "comparison"))
@@ -297,7 +298,7 @@ def test_a_state_that_means_nothing_is_ignored(page):
 @browser
 def test_an_empty_page_says_so_in_the_browser(tmp_path):
     write_page(collect([tmp_path]), tmp_path / "report.html")
-    assert "no finished run (result.json)" in dom(tmp_path / "report.html")
+    assert "no finished run below" in dom(tmp_path / "report.html")
 
 
 def test_a_full_reproduction_stays_under_5_mb(tmp_path):

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import sys
 
 import pytest
 
-from cdep_run.tables import frame, markdown
-
-
-def make_record(folder, seed: int, accuracy: float, strength: float = 10.0) -> None:
-    record = {
-        "config": {"seed": seed, "penalty": {"name": "cdep", "strength": strength, "form": "pair"}},
-        "data": {"name": "decoy_mnist"},
-        "epochs": 5,
-        "metrics": {"train": {"accuracy": 1.0}, "test": {"accuracy": accuracy}},
-    }
-    path = folder / f"cdep_{strength:g}" / f"seed{seed}"
-    path.mkdir(parents=True)
-    (path / "result.json").write_text(json.dumps(record))
+from cdep_run.runs import load_runs
+from cdep_run.tables import main, markdown
+from made_records import make_record
 
 
 def test_seeds_of_one_setting_become_mean_and_deviation(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
-        make_record(tmp_path, seed, accuracy)
-    make_record(tmp_path, 0, 0.5, strength=100.0)
-    table = markdown(frame(tmp_path, "accuracy"))
-    assert "| decoy_mnist | cdep | 10 | pair |  | 5 | 3 | 90.0 ± 10.0 |" in table
-    assert "| decoy_mnist | cdep | 100 | pair |  | 5 | 1 | 50.0 |" in table
+        make_record(tmp_path / f"a{seed}.json", accuracy, seed=seed)
+    make_record(tmp_path / "b.json", 0.5, strength=100.0)
+    make_record(tmp_path / "c.json", 0.25, penalty="none", selection=0.75)
+    assert markdown(load_runs(tmp_path), "accuracy").splitlines() == [
+        "| data set | penalty | λ | n | val_shifted | test |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| decoy | none | 0 | 1 | 75.0 | 25.0 |",
+        "| decoy | CDEP, pair | 10 | 3 | 90.0 ± 10.0 | 90.0 ± 10.0 |",
+        "| decoy | CDEP, pair | 100 | 1 | 50.0 | 50.0 |",
+    ]
 
 
-def test_a_damaged_record_is_named_and_the_rest_tabulated(tmp_path, capsys):
-    make_record(tmp_path, 0, 0.8)
-    (tmp_path / "result.json").write_text('{"config": ')
-    assert len(frame(tmp_path, "accuracy")) == 1
-    assert "result.json is damaged" in capsys.readouterr().err
+def test_runs_that_differ_in_any_setting_never_share_a_row(tmp_path):
+    make_record(tmp_path / "a.json", 0.5)
+    make_record(tmp_path / "b.json", 0.75, train_size=100)
+    rows = markdown(load_runs(tmp_path), "accuracy").splitlines()[2:]
+    assert sorted(row.split("|")[-2].strip() for row in rows) == ["50.0", "75.0"]
 
 
-def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no finished run"):
-        frame(tmp_path, "accuracy")
+@pytest.mark.parametrize("metric", ["accuracy", "magic"])
+def test_nothing_to_tabulate_is_said(tmp_path, metric, monkeypatch, capsys, caplog):
+    if metric == "magic":
+        make_record(tmp_path / "a.json", 0.5)
+    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path), "--metric", metric])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = f"{end.value.code} {caplog.text}"
+    assert ("no run has a metric magic" if metric == "magic" else "no finished run below") in said

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -337,7 +335,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 FREE_ON_RESUME = re.compile(
-    r"resume|data_dir|device|threads|dataset\.(data_dir|cache_dir|download)|features\.(cache|batch_size)"
+    r"resume|data_dir|device|threads|dataset\.(data_dir|cache_dir|download)"
     r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard)"
 )
 """Settings that may change when a run goes on: they do not change what is trained."""
@@ -387,9 +385,3 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         and not (off and name.startswith("penalty."))
     }
     return kept | {"penalty.name": "none", "penalty.strength": 0.0} if off else kept
-
-
-def identity(config: dict[str, Any]) -> str:
-    """Ten hexadecimal digits that two runs share if their `settings` are the same."""
-    text = json.dumps(settings(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -9,17 +9,13 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from cdep_run.config import config_dir, flatten, register_schemas, settings
+from cdep_run.commands import defaults
+from cdep_run.config import settings
 from cdep_run.record import RESULT, STATUS
 
 log = logging.getLogger(__name__)
@@ -30,7 +26,8 @@ NOT_SEARCHED = ("checkpoints", "tensorboard")
 FIRST_COLUMNS = (
     *("dataset", "penalty", "strength", "form", "relu", "seed", "epochs", "quick"),
     *("selection_split", "epoch_chosen_by", "tested_epoch", "commit", "fingerprint"),
-    *("seconds_per_epoch", "peak_memory_bytes", "threads", "device"),
+    *("seconds_per_epoch", "peak_memory_bytes", "peak_memory_kind"),
+    *("threads", "device", "changed", "versions"),
     *("curve", "cell", "settings", "config", "history", "path"),
 )
 
@@ -44,12 +41,13 @@ def load_runs(*folders: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         dataset, penalty (`none` also at λ = 0), strength (λ), form, relu, seed, epochs (trained),
         quick (trained on a part of the data: `dataset.train_size`), selection_split,
-        epoch_chosen_by, tested_epoch, commit, fingerprint, seconds_per_epoch, peak_memory_bytes,
-        threads, device, config (dict), settings (dict: what decides, by dotted name), history (list
-        of one dict an epoch, or None), path, `<split>/<metric>` (NaN: not measured) and
-        `<split>/examples`. Runs of one `cell` differ in nothing but their seed, runs of one `curve`
-        in nothing but seed and λ. `attrs["problems"]` lists what was wrong, one sentence each; they
-        are logged as warnings, too.
+        epoch_chosen_by, tested_epoch, commit, changed (whether the working copy differed from the
+        commit), fingerprint, seconds_per_epoch, peak_memory_bytes, peak_memory_kind, threads,
+        device, versions (dict), config (dict), settings (dict: what decides, by dotted name),
+        history (list of one dict an epoch, or None), path, `<split>/<metric>` (NaN: not measured)
+        and `<split>/examples`. Runs of one `cell` differ in nothing but their seed, runs of one
+        `curve` in nothing but seed and λ. `attrs["problems"]` lists what was wrong, one sentence
+        each; they are logged as warnings, too.
     """
     problems: list[str] = []
     rows = []
@@ -69,7 +67,7 @@ def load_runs(*folders: str | os.PathLike[str]) -> pd.DataFrame:
     rows = without_duplicates(rows, problems)
     if not rows:
         names = ", ".join(map(str, folders))
-        problems.append(f"no finished run below {names}; train some: cdep-run -m +sweep=table3")
+        problems.append(f"no finished run below {names}; train some: cdep-run -m penalty=none,cdep")
     for problem in problems:
         log.warning("%s", problem)
     frame = pd.DataFrame(rows)
@@ -87,7 +85,8 @@ def records(folders: list[Path], problems: list[str]) -> Iterator[tuple[Path, di
             problems.append(f"{folder} does not exist")
         for file in [folder] if folder.is_file() else json_files(folder):
             if file.name == STATUS and not file.with_name(RESULT).exists():
-                unfinished[state(file)].append(file.parent)
+                state, why = status(file)
+                unfinished[state].append(f"{file.parent}{why}")
             if file.name in NOT_RECORDS:
                 continue
             try:
@@ -110,12 +109,13 @@ def json_files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(files) if name.endswith(".json"))
 
 
-def state(file: Path) -> str:
-    """What a status.json says."""
+def status(file: Path) -> tuple[str, str]:
+    """What a status.json says: the state, and the error in parentheses if there was one."""
     try:
-        return str(json.loads(file.read_bytes())["state"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "of unknown state (damaged status.json)"
+        said = json.loads(file.read_bytes())
+        return str(said["state"]), f" ({said['error']})" if said.get("error") else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "of unknown state (damaged status.json)", ""
 
 
 def row(file: Path, record: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -145,8 +145,11 @@ def row(file: Path, record: dict[str, Any], problems: list[str]) -> dict[str, An
         "fingerprint": data["fingerprint"],
         "seconds_per_epoch": float(record["seconds_per_epoch"]),
         "peak_memory_bytes": record.get("peak_memory_bytes"),
+        "peak_memory_kind": record.get("peak_memory_kind", ""),
         "threads": record.get("threads"),
         "device": record.get("device"),
+        "changed": bool((record.get("git") or {}).get("changed")),
+        "versions": record.get("versions", {}),
         "settings": kept,
         "config": config,
         "history": record.get("history"),
@@ -165,24 +168,11 @@ def fill_older(rows: list[dict[str, Any]], problems: list[str]) -> None:
     for one in rows:
         kind = one["dataset"], one["penalty"]
         for name in known[kind] - one["settings"].keys():
-            default = defaults(*kind).get(name)
+            default = (defaults(f"dataset={kind[0]}", f"penalty={kind[1]}") or {}).get(name)
             one["settings"][name] = default
             filled[f"{name} (taken as {default})"] += 1
     for name, count in sorted(filled.items()):
         problems.append(f"{count} records of an older version have no {name}")
-
-
-@cache
-def defaults(dataset: str, penalty: str) -> dict[str, Any]:
-    """`settings` as they are if nothing else is said; empty for what is not among our choices."""
-    register_schemas()
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("train", [f"dataset={dataset}", f"penalty={penalty}"])
-        plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-        return flatten(plain) and settings(plain)  # type: ignore[arg-type]
-    except (HydraException, OmegaConfBaseException):
-        return {}
 
 
 def separate_data(rows: list[dict[str, Any]], problems: list[str]) -> None:

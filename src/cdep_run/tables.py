@@ -6,83 +6,59 @@ python -m cdep_run.tables outputs/published --metric accuracy
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-KEY = ["data set", "penalty", "λ", "form", "relu", "epochs"]
-"""What makes two runs the same but for their seed."""
+from cdep_run.commands import TITLES, label, overrides
+from cdep_run.runs import load_runs
 
 
-def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every finished run below `folder`: files named result.json or seed*.json.
+def markdown(runs: pd.DataFrame, metric: str) -> str:
+    """Runs of `load_runs` as a Markdown table: a row a cell, mean ± std over n seeds in %.
 
-    A damaged file is named on stderr and left out.
+    A setting bears the name that `cdep_run.commands.label` gives it.
     """
-    for file in sorted(folder.rglob("*.json")):
-        if file.name == "result.json" or file.name.startswith("seed"):
-            try:
-                yield json.loads(file.read_text())
-            except ValueError as error:
-                print(f"{file} is damaged and left out: {error}", file=sys.stderr)
-
-
-def frame(folder: Path, metric: str) -> pd.DataFrame:
-    """One row a finished run: what was run, its seed, and `metric` on every split but train.
-
-    Raises:
-        ValueError: there is no finished run below `folder`.
-    """
-    rows = []
-    for record in records(folder):
-        config, penalty = record["config"], record["config"]["penalty"]
-        setting = [
-            record["data"]["name"],
-            penalty["name"],
-            penalty["strength"],
-            penalty.get("form", ""),
-            penalty.get("relu", ""),
-            record["epochs"],
-        ]
-        scores = {
-            s: v[metric] for s, v in record["metrics"].items() if metric in v and s != "train"
-        }
-        rows.append(dict(zip(KEY, setting, strict=True), seed=config["seed"], **scores))
-    if not rows:
-        raise ValueError(f"no finished run (result.json) below {folder}")
-    return pd.DataFrame(rows).drop_duplicates([*KEY, "seed"], keep="last")
-
-
-def markdown(runs: pd.DataFrame) -> str:
-    """The runs as a Markdown table, one row for each setting: mean ± std over n seeds, in %."""
-    splits = [column for column in runs if column not in (*KEY, "seed")]
-    lines = [[*KEY, "n", *splits]]
-    for setting, group in runs.groupby(KEY, sort=False):
-        cells = []
+    splits = [
+        column
+        for column in runs
+        if column.endswith(f"/{metric}") and column != f"train/{metric}" and runs[column].any()
+    ]
+    names = {
+        cell: label(overrides(config)[0], config)
+        for cell, config in runs.groupby("cell")["config"].first().items()
+    }
+    order = {penalty: place for place, penalty in enumerate(TITLES)}
+    lines = []
+    for cell, group in runs.groupby("cell", sort=False):
+        first = group.iloc[0]
+        shown = []
         for split in splits:
             values = group[split].dropna() * 100
             spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}" if len(values) else "")
-        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in setting]
-        lines.append([*shown, str(len(group)), *cells])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            shown.append(f"{values.mean():.1f}{spread}" if len(values) else "")
+        key = (first.dataset, order.get(first.penalty, len(order)), names[cell], first.strength)
+        row = [first.dataset, names[cell], f"{first.strength:g}", str(len(group)), *shown]
+        lines.append((key, row))
+    head = ["data set", "penalty", "λ", "n", *(split.partition("/")[0] for split in splits)]
+    rows = [head, ["---"] * len(head), *(row for _, row in sorted(lines, key=lambda one: one[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main() -> None:
-    """Print the table of the runs below a folder."""
+    """Print the table of the runs below some folders; what is wrong with any goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder with finished runs, at any depth")
+    parser.add_argument("folders", type=Path, nargs="+", help="with finished runs, at any depth")
     parser.add_argument("--metric", default="accuracy", help="accuracy, auc or f1")
     arguments = parser.parse_args()
-    try:
-        print(markdown(frame(arguments.folder, arguments.metric)))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    runs = load_runs(*arguments.folders)
+    if not len(runs):
+        sys.exit(1)
+    if not any(column.endswith(f"/{arguments.metric}") for column in runs):
+        known = sorted({c.partition("/")[2] for c in runs if "/" in c} - {"examples"})
+        sys.exit(f"error: no run has a metric {arguments.metric}; there are {', '.join(known)}")
+    print(markdown(runs, arguments.metric))
 
 
 if __name__ == "__main__":

@@ -508,7 +508,7 @@ function training() {
         el(
           "p",
           { class: "soft" },
-          "None of the runs shown has a history of its epochs here (metrics.csv beside result.json).",
+          "None of the runs shown has a history of its epochs here (an older record).",
         ),
       ];
 }

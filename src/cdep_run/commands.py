@@ -1,4 +1,4 @@
-"""From a run's settings back to the command that runs it again."""
+"""From a run's settings back to the command that runs it again, and to what to call them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdep_run.config import FREE_ON_RESUME, config_dir, flatten, register_schemas
+from cdep_run.config import config_dir, register_schemas, settings
 
-DEFAULTS_ONLY = ("dataset.penalties.", "dataset.strengths.")
-"""A data set's advice to penalties: what a penalty made of it stands under `penalty`."""
-
-
-def deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings, by dotted name, that decide what a run finds."""
-    return {
-        name: value
-        for name, value in flatten(config).items()
-        if not FREE_ON_RESUME.fullmatch(name) and not name.startswith(DEFAULTS_ONLY)
-    }
+TITLES = {"none": "none", "cdep": "CDEP", "rrr": "RRR", "eg": "EG"}
+"""The penalties as papers write them, in the order of tables; others bear their own name."""
 
 
 def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -38,17 +29,16 @@ def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
         Overrides by name, choices first; `seed` and `penalty.strength` are among them only where
         they are not the default. Second: settings that this version does not know.
     """
-    dataset, penalty = config["dataset"]["name"], config["penalty"]["name"]
-    said = {"dataset": dataset, "penalty": penalty}
-    standard = defaults(tuple(f"{key}={value}" for key, value in said.items()))
+    wanted = settings(config)
+    said = {"dataset": wanted["dataset.name"], "penalty": wanted["penalty.name"]}
+    standard = defaults(*(f"{key}={value}" for key, value in said.items()))
     if standard is None:
         return said, []
     for group in ("model", "optimizer"):
         target = config[group]["_target_"]
         if standard.get(f"{group}._target_") != target and (found := choice(group, target)):
             said[group] = found
-    standard = defaults(tuple(f"{key}={value}" for key, value in said.items())) or standard
-    wanted = deciding(config)
+    standard = defaults(*(f"{key}={value}" for key, value in said.items())) or standard
     unknown = [name for name in wanted if name not in standard]
     for name, value in wanted.items():
         if name in standard and value != standard[name]:
@@ -64,10 +54,27 @@ def command(said: Mapping[str, str], **grid: Iterable[str]) -> str:
     return " ".join(["cdep-run", *(["-m"] if several else []), *words])
 
 
+def label(said: Mapping[str, str], config: dict[str, Any]) -> str:
+    """What to call a setting: the penalty, CDEP's form and rule, and all that was overridden.
+
+    Args:
+        said: the first of what `overrides` returns.
+        config: the settings themselves.
+    """
+    penalty = config["penalty"] if said["penalty"] != "none" else {}
+    words = [TITLES.get(said["penalty"], said["penalty"])]
+    if said["penalty"] == "cdep" or "penalty.form" in said:
+        words += [penalty[key] for key in ("form", "relu") if key in penalty]
+    named = ("dataset", "penalty", "penalty.strength", "penalty.form", "penalty.relu", "seed")
+    return ", ".join([*words, *(f"{k}={v}" for k, v in said.items() if k not in named)])
+
+
 def literal(value: Any) -> str:
     """A value as Hydra's command line reads it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list):
@@ -80,17 +87,17 @@ def literal(value: Any) -> str:
 
 
 @cache
-def defaults(said: tuple[str, ...]) -> dict[str, Any] | None:
-    """`deciding` settings that these choices compose to; None if they are not among ours."""
+def defaults(*choices: str) -> dict[str, Any] | None:
+    """The `settings` that choices like "dataset=mnist" compose to; None: not among ours."""
     register_schemas()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("train", list(said))
+            config = compose("train", list(choices))
         plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except (HydraException, OmegaConfBaseException):
         return None
     assert isinstance(plain, dict)
-    return deciding({str(key): value for key, value in plain.items()})
+    return settings({str(key): value for key, value in plain.items()})
 
 
 @cache
