@@ -10,7 +10,6 @@ batches of the ratio.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import sys
 import time
@@ -18,30 +17,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from step import trainer
+from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
-from cdep_run.loop import Trainer
+from cdep_run.models.lstm import RecurrentClassifier
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.none import NoPenalty
 
-BATCH, HIDDEN, VOCABULARY, PAD = 64, 128, 17_000, 1
+BATCH, VOCABULARY, PAD = 64, 17_000, 0
 TARGETS = {300: 2.0, 50: 4.0}
 """Highest ratio by the width of the word vectors."""
-
-
-class Classifier(nn.Module):
-    """Word vectors, one LSTM layer, two classes from its state at the last word."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, width)
-        self.lstm = nn.LSTM(width, HIDDEN, batch_first=True)
-        self.output = nn.Linear(HIDDEN, 2)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        states, _ = self.lstm(self.embedding(ids))
-        return self.output(states[torch.arange(len(ids)), (ids != PAD).sum(1) - 1])
 
 
 def sentence_lengths(data_dir: Path | None) -> Tensor:
@@ -57,7 +43,7 @@ def batches(data_dir: Path | None) -> list[Batch]:
     lengths = sentence_lengths(data_dir).sort()[0]
     made = []
     for own in lengths[: len(lengths) // BATCH * BATCH].view(-1, BATCH):
-        ids = torch.randint(2, VOCABULARY, (BATCH, int(own.max())))
+        ids = torch.randint(1, VOCABULARY, (BATCH, int(own.max())))
         places = torch.arange(ids.shape[1])
         ids[places >= own[:, None]] = PAD
         mask = places == (torch.rand(BATCH) * own).long()[:, None]
@@ -65,26 +51,13 @@ def batches(data_dir: Path | None) -> list[Batch]:
     return [made[i] for i in torch.randperm(len(made))]
 
 
-def trainer(model: nn.Module, penalty) -> Trainer:
-    """The loop around one variant; only its `train_step` is used."""
-    return Trainer(
-        model,
-        torch.optim.Adam(model.parameters(), lr=1e-3),
-        penalty,
-        strength=float(not isinstance(penalty, NoPenalty)),
-        bunch=None,  # type: ignore[arg-type]
-        training=None,  # type: ignore[arg-type]
-        seed=0,
-        autocast=contextlib.nullcontext,
-        save=print,
-        report=print,
-        stop=bool,
-    )
-
-
 def measure(width: int, data: list[Batch], budget: float) -> bool:
     """Measure and print one width of vectors; whether CDEP keeps to its target."""
-    runs = [trainer(Classifier(width), penalty) for penalty in (NoPenalty(), CDEP("text"))]
+    vectors = torch.randn(VOCABULARY, width)
+    runs = [
+        trainer(RecurrentClassifier((0,), 2, vectors), penalty)
+        for penalty in (NoPenalty(), CDEP("text"))
+    ]
     rounds: list[list[float]] = []
     deadline = time.perf_counter() + budget
     while len(rounds) < 10 or time.perf_counter() < deadline:
@@ -113,10 +86,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     torch.manual_seed(0)
     data = batches(chosen.data_dir)
     mean = sum(float((batch.inputs != PAD).sum()) for batch in data) / BATCH / len(data)
-    print(
-        f"LSTM of {HIDDEN}, batch {BATCH}, {mean:.1f} words a sentence, "
-        f"{torch.get_num_threads()} threads"
-    )
+    print(f"LSTM, batch {BATCH}, {mean:.1f} words a sentence, {torch.get_num_threads()} threads")
     passed = [measure(width, data, chosen.seconds) for width in TARGETS]
     return 0 if all(passed) else 1
 

@@ -42,6 +42,11 @@ def test_completion_knows_the_groups(tmp_path: Path) -> None:
         (["penalty.strength=-1"], "penalty.strength is -1.0; accepted: 0 or more"),
         (["hydra.run.dir=/dev/null/x"], "cannot write to hydra.run.dir=/dev/null/x"),
         (["-m", "hydra.sweep.dir=/dev/null/x"], "cannot write to hydra.sweep.dir=/dev/null/x"),
+        (["model=lstm"], "is for text; decoy_digits has no word vectors"),
+        (
+            ["model=torchvision", "model.name=vit_b_16"],
+            "given inputs [2, 1, 28, 28] of decoy_digits, fails: AssertionError: Wrong image height",
+        ),
         (
             ["~dataset.penalties.cdep"],
             "Interpolation key 'dataset.penalties.cdep.strength' not found",

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cdep_run.runs import load_runs
+from cdep_run.tables import markdown
+
 QUICKER = ("threads=1", "device=cpu", "training.tensorboard=false")
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
@@ -47,6 +50,21 @@ def test_every_page_is_linked_and_readme_is_short():
     assert readme.count("\n") <= 150
     for target in re.findall(r"\]\((docs/[^)#]+|[A-Z]+\.md)\)", readme):
         assert (ROOT / target).is_file(), target
+
+
+def test_numbers_of_the_readme_are_those_of_the_published_records():
+    published = markdown(load_runs(ROOT / "outputs" / "published"), "accuracy").splitlines()
+    results = (ROOT / "README.md").read_text().split("## Results")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in results.splitlines() if line.startswith("| ")]
+    checked = 0
+    for row in rows:
+        name, strength, seeds, *scores, _paper = (cell.strip() for cell in row)
+        if not seeds.isdigit():
+            continue
+        wanted = {f"| {name}", f"| {strength} | {seeds} |", *(f"| {score} |" for score in scores)}
+        assert any(all(cell in line for cell in wanted) for line in published), row
+        checked += 1
+    assert checked == 9
 
 
 @pytest.mark.skipif(

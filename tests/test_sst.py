@@ -220,6 +220,22 @@ def test_words_without_a_vector_are_an_error_when_none_has_one(data: Path, caplo
     assert "no vector of 'blue'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": -0.1}, "held_out is -0.1"),
+        ({"held_out": 1.0}, "held_out is 1.0"),
+        ({"words": ["text"]}, "it names two words"),
+        ({"words": ["text", "text"]}, "it names two words"),
+        ({"train_size": 99}, "train_size is 99; there are 4 phrases"),
+        ({"cache_dir": "/dev/null/kept"}, "cache_dir=/dev/null/kept cannot be written"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(data: Path, changes: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        decoy(data, **changes)
+
+
 def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt.* not found .*fetch http.*unpack"):
         treebank.treebank(tmp_path, False, tmp_path)

@@ -125,6 +125,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     reseed(config["seed"])
     model = build_model(config, bunch).to(device)
+    check_model(config, bunch, model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     bf16 = config["precision"] == "bf16"
     identity = {"config": config, "fingerprint": bunch.fingerprint}
@@ -201,10 +202,39 @@ def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
     """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
     shape, classes = bunch.input_shape, bunch.num_classes
     name = {"name": config["model"]["name"]} if "name" in config["model"] else {}
-    vectors = {} if bunch.vectors is None else {"vectors": bunch.vectors}
-    if vectors and "vectors" not in signature(target(config["model"])).parameters:
-        vectors = {}  # a model with an embedding of its own
+    vectors: dict[str, Any] = {}
+    if "vectors" in signature(target(config["model"])).parameters:
+        if bunch.vectors is None:
+            wanted = config["model"]["_target_"]
+            raise ConfigError(f"model {wanted} is for text; {bunch.name} has no word vectors")
+        vectors = {"vectors": bunch.vectors}
     return build(config["model"], input_shape=shape, num_classes=classes, **name, **vectors)
+
+
+def check_model(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
+    """Refuse a model that cannot read the data, before a step is taken.
+
+    Raises:
+        ConfigError: its forward pass fails on a few examples, or does not return logits `[N, C]`.
+    """
+    import torch
+
+    split = bunch.splits["train"]
+    count = min(2, len(split))
+    inputs = split.batch(torch.arange(count, device=split.labels.device)).inputs
+    what = f"model {config['model']['_target_']}, given inputs {list(inputs.shape)} of {bunch.name}"
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        message = str(error).partition("\n")[0]
+        raise ConfigError(f"{what}, fails: {type(error).__name__}: {message}") from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (count, bunch.num_classes):
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(f"{what}, returns {shape}; it must return [{count}, {bunch.num_classes}]")
 
 
 def prepare(device: str, threads: int | None) -> torch.device:

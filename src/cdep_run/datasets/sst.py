@@ -124,13 +124,12 @@ def sst_decoy(
         DataError: files absent or damaged; a sentence too long; a word without a vector.
     """
     bank = treebank(data_dir, download, cache_dir)
-    ids = [_id(bank, word) for word in words]
+    ids = _ids(bank, words)
     generator = torch.Generator().manual_seed(seed)
 
     def insert(sentences: Sentences, told: Tensor) -> Sentences:
-        place = (torch.rand(len(told), generator=generator) * (sentences.lengths + 1)).long()[
-            :, None
-        ]
+        drawn = torch.rand(len(told), generator=generator)
+        place = (drawn * (sentences.lengths + 1)).long()[:, None]
         column = torch.arange(sentences.tokens.shape[1] + 1)
         kept = torch.nn.functional.pad(sentences.tokens, (0, 1))
         moved = torch.nn.functional.pad(sentences.tokens, (1, 0))
@@ -139,9 +138,8 @@ def sst_decoy(
         return Sentences(tokens, sentences.lengths + 1, sentences.labels)
 
     source = (data_dir, vectors, download, cache_dir)
-    told = torch.tensor(ids)
     return _biased(
-        "sst_decoy", bank, insert, told, None, source, generator, held_out, max_length, train_size
+        "sst_decoy", bank, insert, ids, None, source, generator, held_out, max_length, train_size
     )
 
 
@@ -173,7 +171,7 @@ def sst_words(
         DataError: as `sst_decoy`.
     """
     bank = treebank(data_dir, download, cache_dir)
-    ids, that = torch.tensor([_id(bank, word) for word in words]), _id(bank, neutral)
+    ids, that = _ids(bank, words), _id(bank, neutral)
 
     def replace(sentences: Sentences, told: Tensor) -> Sentences:
         found = torch.isin(sentences.tokens, torch.cat([ids, torch.tensor([that])]))
@@ -201,6 +199,8 @@ def _biased(
         source: data_dir, vectors, download, cache_dir.
     """
     data_dir, vectors, download, cache_dir = source
+    if not 0 <= held_out < 1:
+        raise DataError(f"dataset.held_out is {held_out}; it is a share, 0 or more and below 1")
     subtrees = filter_by is not None
     part = bank.parts["train"]
     everything, sentence = _padded(part, bank, "train", subtrees, max_length)
@@ -263,6 +263,13 @@ def _padded(
     tokens = torch.where(inside, part.tokens[place], 0)
     labels = (part.labels[wanted] > 2).long()
     return Sentences(tokens, lengths, labels), part.sentence[wanted]
+
+
+def _ids(bank: Treebank, words: tuple[str, str]) -> Tensor:
+    """The numbers of the words of class 0 and 1, int64 `[2]`."""
+    if len(set(words)) != 2 or len(words) != 2:
+        raise DataError(f"dataset.words is {list(words)}; it names two words, one for each class")
+    return torch.tensor([_id(bank, word) for word in words])
 
 
 def _id(bank: Treebank, word: str) -> int:

@@ -96,9 +96,11 @@ def treebank(
                 "Delete it and run again with dataset.download=true"
             )
     name = hashlib.sha256("".join(found.values()).encode()).hexdigest()[:16]
-    kept = Path(cache_dir).expanduser() / f"treebank-{name}.pt"
+    kept = _cache(cache_dir) / f"treebank-{name}.pt"
     if not kept.is_file():
-        _save(_parse(files), kept)
+        buffer = io.BytesIO()
+        torch.save(_parse(files), buffer)
+        write_atomic(kept, buffer.getvalue())
     state = torch.load(kept, weights_only=True)
     parts = {part: Phrases(**state["parts"][part]) for part in PARTS}
     return Treebank(parts, state["vocabulary"])
@@ -168,10 +170,9 @@ def word_vectors(
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             raise DataError(f"{path} is cut off: its last line has no end. Fetch it again")
-    folder = Path(cache_dir).expanduser() / f"vectors-{_sha256(path)[:16]}"
+    folder = _cache(cache_dir) / f"vectors-{_sha256(path)[:16]}"
     from torchtext.vocab import Vectors
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         if folder.is_dir():
             found = Vectors(str(path), cache=str(folder))
@@ -196,11 +197,17 @@ def word_vectors(
     return vectors, [vocabulary[i] for i in np.flatnonzero(rows < 0) if i > 1]
 
 
-def _save(value: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_atomic(path, buffer.getvalue())
+def _cache(cache_dir: str | Path) -> Path:
+    """The cache folder, made if it is not there."""
+    folder = Path(cache_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise DataError(
+            f"dataset.cache_dir={cache_dir} cannot be written ({error}); choose another folder"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

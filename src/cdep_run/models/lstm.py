@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from cdep_run.errors import ConfigError
+
 
 class RecurrentClassifier(nn.Module):
     """Embedding – LSTM or GRU – linear layer on the state after a sentence's last word.
@@ -22,6 +24,9 @@ class RecurrentClassifier(nn.Module):
         bidirectional: read the sentence backwards, too.
         cell: "lstm" or "gru".
         train_vectors: whether the embedding is trained.
+
+    Raises:
+        ConfigError: `hidden` or `layers` below 1.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class RecurrentClassifier(nn.Module):
         train_vectors: bool = True,
     ) -> None:
         super().__init__()
+        if hidden < 1 or layers < 1:
+            raise ConfigError(f"model.hidden={hidden}, model.layers={layers}: both at least 1")
         self.embedding = nn.Embedding.from_pretrained(
             vectors.clone(), freeze=not train_vectors, padding_idx=0
         )
