@@ -45,7 +45,7 @@ def test_completion_knows_the_groups(tmp_path: Path) -> None:
         (["model=lstm"], "is for text; decoy_digits has no word vectors"),
         (
             ["model=torchvision", "model.name=vit_b_16"],
-            "given inputs [2, 1, 28, 28] of decoy_digits, fails: AssertionError: Wrong image height",
+            "inputs [2, 1, 28, 28] of decoy_digits, fails: AssertionError: Wrong image height",
         ),
         (
             ["~dataset.penalties.cdep"],
