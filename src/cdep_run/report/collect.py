@@ -168,9 +168,9 @@ def command_of(said: dict[str, str], strength: float, seeds: Iterable[int]) -> s
 
 
 def number(value: Any) -> float | None:
-    """`value` to five digits, None unless it is a finite number."""
+    """`value` to seven digits, None unless it is a finite number."""
     finite = isinstance(value, int | float) and math.isfinite(value)
-    return float(f"{value:.5g}") if finite else None
+    return float(f"{value:.7g}") if finite else None
 
 
 def history(rows: Any) -> dict[str, list[float | None]] | None:
