@@ -7,7 +7,6 @@ for them, the part becomes an ordinary tensor again; the result is the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -233,10 +232,6 @@ class _Geometry:
         """How many inputs so many neighbouring outputs see."""
         return (outputs - 1) * self.stride[axis] + self.reach(axis) + 1
 
-    def seeing(self, axis: int, inputs: int) -> int:
-        """How many outputs there are over a plane of so many inputs."""
-        return (inputs + 2 * self.padding[axis] - self.reach(axis) - 1) // self.stride[axis] + 1
-
     def spans(self, windows: Windows, size: Sequence[int]) -> Spans:
         h, w = windows.values.shape[-2:]
         return [
@@ -284,71 +279,58 @@ def _readings(
 
 
 MATRIX_SIZE = 1 << 12
-"""Windows no larger than the kernel are convolved by one matrix product, unless its matrix has more
+"""One window no larger than the kernel is convolved by a matrix product, unless the matrix has more
 than so many entries for each example: then it takes longer to write down than to convolve."""
 
 
 def _multiply(
-    values: Tensor,
-    weight: Tensor,
-    offsets: tuple[Corner, ...],
-    size: tuple[int, int],
-    geometry: _Geometry,
+    values: Tensor, weight: Tensor, offset: Corner, size: tuple[int, int], geometry: _Geometry
 ) -> Tensor:
-    """Convolution of stacked windows as the matrix product that it is: small ones are sooner done.
+    """Convolution of one window as the matrix product that it is: a small one is sooner done.
 
     Args:
-        values: `[P·N, Cin, h, w]`.
+        values: `[N, Cin, h, w]`.
         weight: `[Cout, Cin, kh, kw]`.
-        offsets: first row and column of each window, counted from the first input that the first
-            output sees.
-        size: height and width of the outputs.
+        offset: row and column of the window, from the first input that the first output sees.
+        size: height and width of the output.
 
     Returns:
-        `[P·N, Cout, *size]`.
+        `[N, Cout, *size]`.
     """
-    if len(set(offsets)) == 1:
-        offsets = offsets[:1]
-    taps = _taps(offsets, (values.shape[-2], values.shape[-1]), size, geometry, values.device)
+    taps = _taps(offset, (values.shape[-2], values.shape[-1]), size, geometry, values.device)
     by_tap = F.pad(weight.flatten(2).permute(2, 1, 0), (0, 0, 0, 0, 0, 1))  # the last tap is 0
-    matrices = by_tap[taps].permute(0, 3, 1, 2, 4)  # [P, Cin, inputs, outputs, Cout]
-    matrices = matrices.reshape(len(offsets), values[0].numel(), -1)
-    product = values.reshape(len(offsets), -1, values[0].numel()) @ matrices
-    return (
-        product.view(len(values), -1, len(weight)).transpose(1, 2).unflatten(2, size).contiguous()
-    )
+    matrix = by_tap[taps].permute(2, 0, 1, 3)  # [Cin, inputs, outputs, Cout]
+    product = values.flatten(1) @ matrix.reshape(values[0].numel(), -1)
+    by_channel = product.view(len(values), -1, len(weight)).transpose(1, 2)
+    return by_channel.unflatten(2, size).contiguous()
 
 
 @lru_cache(maxsize=256)
 def _taps(
-    offsets: tuple[Corner, ...],
+    offset: Corner,
     inputs: tuple[int, int],
     outputs: tuple[int, int],
     geometry: _Geometry,
     device: torch.device,
 ) -> Tensor:
-    """Which entry of the flattened kernel joins an input to an output, `[P, inputs, outputs]`.
+    """Which entry of the flattened kernel joins an input to an output, `[inputs, outputs]`.
 
     Where none does it is the number of entries. Kept, so that a GPU gets it once.
     """
     joined = []
     for axis in (0, 1):
-        first = torch.tensor([offset[axis] for offset in offsets])[:, None, None]
-        distance = (
-            first
-            + torch.arange(inputs[axis])[:, None]
-            - geometry.stride[axis] * torch.arange(outputs[axis])
-        )
+        first = torch.arange(offset[axis], offset[axis] + inputs[axis])[:, None]
+        distance = first - geometry.stride[axis] * torch.arange(outputs[axis])
         tap = distance.div(geometry.dilation[axis], rounding_mode="floor")
         fits = (tap * geometry.dilation[axis] == distance) & (tap >= 0)
         joined.append(torch.where(fits & (tap < geometry.kernel[axis]), tap, -1))
-    rows, columns = joined[0][:, :, None, :, None], joined[1][:, None, :, None, :]
+    rows, columns = joined[0][:, None, :, None], joined[1][None, :, None, :]
     taps = torch.where(
         (rows >= 0) & (columns >= 0),
         rows * geometry.kernel[1] + columns,
         geometry.kernel[0] * geometry.kernel[1],
     )
-    return taps.flatten(3).flatten(1, 2).to(device)
+    return taps.flatten(2).flatten(0, 1).to(device)
 
 
 def _pair(value) -> tuple[int, int]:
@@ -385,18 +367,17 @@ def conv2d(
         (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
     )
     placed = _place(geometry.spans(windows, out_size), out_size)
-    corners, (oh, ow) = placed or (((0, 0),) * len(windows.corners), (out_size[0], out_size[1]))
-    n, fan_in = len(windows.values) // len(corners), windows.values[0].numel()
-    seen = h * w * (1 if placed else len(corners))
-    small = seen <= geometry.kernel[0] * geometry.kernel[1]
-    if groups == 1 and small and fan_in * len(weight) * oh * ow <= MATRIX_SIZE * n:
-        starts = (geometry.first_input(corner) for corner in corners)
-        offsets = tuple(
-            (r - top, c - left) for (r, c), (top, left) in zip(windows.corners, starts, strict=True)
-        )
-        values = _multiply(windows.values, weight, offsets, (oh, ow), geometry)
+    corners, (oh, ow) = placed or (((0, 0),), (out_size[0], out_size[1]))
+    entries = windows.values[0].numel() * len(weight) * oh * ow
+    if (
+        len(windows.corners) == groups == 1
+        and h * w <= geometry.kernel[0] * geometry.kernel[1]
+        and entries <= MATRIX_SIZE * len(windows.values)
+    ):
+        (r, c), (top, left) = windows.corners[0], geometry.first_input(corners[0])
+        values = _multiply(windows.values, weight, (r - top, c - left), (oh, ow), geometry)
         if placed is None:
-            return values.unflatten(0, (len(corners), -1)).sum(0)
+            return values
     elif placed is None:
         return full()
     else:
@@ -417,37 +398,6 @@ def conv2d(
             ]
         )
     return Windows(values, corners, (out_size[0], out_size[1]))
-
-
-def conv2d_beside(
-    x: Tensor, windows: Windows, weight: Tensor, stride=1, padding=0, dilation=1, groups: int = 1
-) -> tuple[Windows, Tensor] | None:
-    """Convolution without bias of windows of a plane, and that of the plane inside the outcome.
-
-    Args:
-        x: the plane, `[N, Cin, H, W]`; the other arguments as in `conv2d`.
-
-    Returns:
-        The windows of the output, and the plane's output there, `[P·N, Cout, h, w]`; None where
-        that is better cut out of the whole output.
-    """
-    if groups != 1 or isinstance(padding, str):
-        return None
-    geometry = _Geometry(
-        (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
-    )
-    out_size = [geometry.seeing(axis, windows.size[axis]) for axis in (0, 1)]
-    placed = _place(geometry.spans(windows, out_size), out_size)
-    if placed is None:
-        return None
-    corners, size = placed
-    seen = (geometry.seen(0, size[0]), geometry.seen(1, size[1]))
-    if x[0, :, : seen[0], : seen[1]].numel() * len(weight) * math.prod(size) > MATRIX_SIZE * len(x):
-        return None
-    result = conv2d(windows, out_size, weight, stride, padding, dilation)
-    assert isinstance(result, Windows)
-    starts = [geometry.first_input(corner) for corner in corners]
-    return result, _multiply(cut(x, starts, seen), weight, ((0, 0),), size, geometry)
 
 
 def max_pool2d(

@@ -150,9 +150,6 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
     """Wx + b: β' = Wβ + the bias share. Source: ACD; PROTOCOL: CD, first item."""
     if isinstance(weight, Pair) or isinstance(bias, Pair) or not isinstance(x, Pair):
         return _computed_weights(func, x, weight, bias, *args, **kwargs)
-    result = None if bias is None else _first_layer(func, x, weight, bias, *args, **kwargs)
-    if result is not None:
-        return result
     total = func(x.total, weight, None, *args, **kwargs)
 
     def weighted(part):
@@ -166,26 +163,6 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
         return result
     spatial = int(func.__name__[-2]) if "conv" in func.__name__ else 0
     return share_bias(result, bias.view(-1, *(1,) * spatial))
-
-
-def _first_layer(func, x, weight, bias, *args, **kwargs) -> Pair | None:
-    """In training, a convolution of parts that are small windows of an input without gradient.
-
-    The total without bias, which the bias share asks for, is computed again inside the windows: the
-    way back to the whole plane would cost more. None where that does not apply.
-    """
-    if func is not torch.conv2d or x.total.requires_grad or not torch.is_grad_enabled():
-        return None
-    parts = []
-    for part in x.parts:
-        if not isinstance(part, Windows):
-            return None
-        both = windows.conv2d_beside(x.total, part, weight, *args, **kwargs)
-        if both is None:
-            return None
-        here, before = both
-        parts.append(here.with_values(BiasShare.apply(here.values, before, bias.view(-1, 1, 1))))
-    return Pair(func(x.total, weight, bias, *args, **kwargs), tuple(parts))
 
 
 def _computed_weights(func, x, weight, bias, *args, **kwargs):
