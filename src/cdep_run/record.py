@@ -39,6 +39,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / RESULT)
 
 
+def selection_metric(result: dict[str, Any]) -> str:
+    """The metric by which λ is chosen; accuracy where an older record does not say."""
+    return result.get("selection_metric", "accuracy")
+
+
 class EpochLog:
     """`metrics.csv`, TensorBoard events and a line in the log for each epoch."""
 
@@ -110,6 +115,7 @@ def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[st
         "epoch_chosen_by": "val" if best else "last epoch trained",
         "early_stopping_by": None if config["training"]["patience"] is None else "val",
         "selection_split": bunch.selection_split,
+        "selection_metric": bunch.selection_metric,
         "metrics": metrics,
         "history": progress.history,
         "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from cdep_run.commands import defaults
 from cdep_run.config import settings
-from cdep_run.record import RESULT, STATUS
+from cdep_run.record import RESULT, STATUS, selection_metric
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ NOT_SEARCHED = ("checkpoints", "tensorboard")
 
 FIRST_COLUMNS = (
     *("dataset", "penalty", "strength", "form", "relu", "seed", "epochs", "quick"),
-    *("selection_split", "epoch_chosen_by", "tested_epoch", "commit", "fingerprint"),
+    *("selection_split", "selection_metric", "epoch_chosen_by", "tested_epoch"),
+    *("commit", "fingerprint"),
     *("seconds_per_epoch", "peak_memory_bytes", "peak_memory_kind"),
     *("threads", "device", "changed", "versions"),
     *("curve", "cell", "settings", "config", "history", "path"),
@@ -41,13 +42,13 @@ def load_runs(*folders: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         dataset, penalty (`none` also at λ = 0), strength (λ), form, relu, seed, epochs (trained),
         quick (trained on a part of the data: `dataset.train_size`), selection_split,
-        epoch_chosen_by, tested_epoch, commit, changed (whether the working copy differed from the
-        commit), fingerprint, seconds_per_epoch, peak_memory_bytes, peak_memory_kind, threads,
-        device, versions (dict), config (dict), settings (dict: what decides, by dotted name),
-        history (list of one dict an epoch, or None), path, `<split>/<metric>` (NaN: not measured)
-        and `<split>/examples`. Runs of one `cell` differ in nothing but their seed, runs of one
-        `curve` in nothing but seed and λ. `attrs["problems"]` lists what was wrong, one sentence
-        each; they are logged as warnings, too.
+        selection_metric, epoch_chosen_by, tested_epoch, commit, changed (whether the working copy
+        differed from the commit), fingerprint, seconds_per_epoch, peak_memory_bytes,
+        peak_memory_kind, threads, device, versions (dict), config (dict), settings (dict: what
+        decides, by dotted name), history (list of one dict an epoch, or None), path,
+        `<split>/<metric>` (NaN: not measured) and `<split>/examples`. Runs of one `cell` differ in
+        nothing but their seed, runs of one `curve` in nothing but seed and λ. `attrs["problems"]`
+        lists what was wrong, one sentence each; they are logged as warnings, too.
     """
     problems: list[str] = []
     rows = []
@@ -139,6 +140,7 @@ def row(file: Path, record: dict[str, Any], problems: list[str]) -> dict[str, An
         "epochs": int(record["epochs"]),
         "quick": config["dataset"].get("train_size") is not None,
         "selection_split": record["selection_split"],
+        "selection_metric": selection_metric(record),
         "epoch_chosen_by": record.get("epoch_chosen_by", ""),
         "tested_epoch": record.get("tested_epoch"),
         "commit": (record.get("git") or {}).get("commit"),

@@ -24,6 +24,7 @@ from cdep_run.record import (
     EpochLog,
     environment,
     read_result,
+    selection_metric,
     summary,
     write_status,
 )
@@ -54,7 +55,7 @@ def job(config: DictConfig) -> float | None:
     user can mend, a traceback for the rest.
 
     Returns:
-        Final accuracy on the data set's selection split, for sweepers that search; None: failed.
+        The selection metric on the selection split, for sweepers that search; None: failed.
     """
     hydra_config = HydraConfig.get()
     overrides = hydra_config.overrides.task
@@ -84,7 +85,7 @@ def job(config: DictConfig) -> float | None:
         log.info("%-12s %s", split, ", ".join(shown))
     if not sweep:
         print(folder)
-    return result["metrics"][result["selection_split"]]["accuracy"]
+    return result["metrics"][result["selection_split"]][selection_metric(result)]
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:

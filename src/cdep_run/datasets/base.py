@@ -85,6 +85,7 @@ class Bunch:
             None: the inputs are not images.
         vectors: float `[V, D]`, of text: what the embedding of each token starts from.
         vocabulary: of text: the words, V of them; 0 is padding, 1 an unknown word.
+        selection_metric: by which λ is chosen on `selection_split`; one of `metrics.scores`.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Bunch:
     display: Callable[[Tensor], Tensor] | None = None
     vectors: Tensor | None = None
     vocabulary: list[str] | None = None
+    selection_metric: str = "accuracy"
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""

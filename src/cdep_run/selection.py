@@ -1,0 +1,90 @@
+"""Which λ, or which form and λ, the validation data choose among finished runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+
+def scores(runs: pd.DataFrame, split: str | None = None) -> pd.Series:
+    """What decides of each run of `load_runs`: its selection metric on its selection split.
+
+    Args:
+        runs: `selection_split` and `selection_metric` stand in each run's record: the split that
+            the data set sets aside for choosing λ, never a test split, and accuracy or AUC.
+        split: another split to read instead, the same for all runs.
+
+    Returns:
+        One number a run, NaN where it was not measured.
+    """
+    where = zip(runs.index, runs["selection_split"], runs["selection_metric"], strict=True)
+    columns = ((run, f"{split or own}/{metric}") for run, own, metric in where)
+    found = [runs.at[run, column] if column in runs else math.nan for run, column in columns]
+    return pd.Series(found, index=runs.index, dtype=float)
+
+
+def select(
+    runs: pd.DataFrame, by: str | list[str] = "curve", split: str | None = None
+) -> pd.DataFrame:
+    """Compare the cells (settings with their seeds) that share `by`, and mark the chosen ones.
+
+    By `curve`, runs of which differ in λ and seed alone, this chooses λ; by data set and penalty
+    it chooses form and λ together. What shares `by` must be comparable: runs on parts of the data
+    and runs on all of them, for example, are not.
+
+    The cell with the highest mean score is chosen. Means are taken over the seeds that all cells
+    compared have, so that a λ with five seeds and one with a single seed are compared on that
+    one. A cell that lacks the seed that most cells have (the lowest of several such) is not
+    compared. Of equal means the one with the smallest λ is chosen: the weakest penalty that does.
+    λ = 0 is no member of a curve: such a run is one of penalty `none`.
+
+    Args:
+        runs: from `load_runs`; a run without a score takes no part.
+        by: the column or columns whose values the cells to compare have in common.
+        split: None: each run's own selection split, as it must be for a result to be called
+            unseen. "test" gives what the paper reports, λ chosen on the very data that it is
+            tested on: say so wherever it is shown.
+
+    Returns:
+        The whole curves, one row a cell, rising in λ within the values of `by`: `by`, cell,
+        strength, n (seeds), compared (seeds that took part; 0: not compared), score (mean over
+        these), tied (how many cells share the best mean, where chosen), chosen.
+    """
+    by = [by] if isinstance(by, str) else by
+    scored = runs[[*by, "cell", "seed", "strength"]].assign(score=scores(runs, split))
+    found = [
+        compared(group).assign(**dict(zip(by, values, strict=True)))
+        for values, group in scored.dropna(subset="score").groupby(by, sort=False)
+    ]
+    columns = [*by, "cell", "strength", "n", "compared", "score", "tied", "chosen"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def compared(scored: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one comparison, see `select`."""
+    table = scored.pivot(index=["strength", "cell"], columns="seed", values="score")
+    there = table.notna()
+    takes_part = there[there.sum().idxmax()]
+    shared = there[takes_part].all()
+    means = table.loc[takes_part, shared].mean(axis=1).reindex(table.index)
+    best = np.isclose(means, means.max(), rtol=1e-9, atol=0)
+    first = np.arange(len(best)) == best.argmax()
+    return pd.DataFrame(
+        {
+            "n": there.sum(axis=1),
+            "compared": np.where(takes_part, shared.sum(), 0),
+            "score": means,
+            "tied": np.where(first, best.sum(), 0),
+            "chosen": first,
+        }
+    ).reset_index()
+
+
+def chosen(
+    runs: pd.DataFrame, by: str | list[str] = "curve", split: str | None = None
+) -> pd.DataFrame:
+    """The runs, all seeds, of the cells that `select` chooses."""
+    table = select(runs, by, split)
+    return runs[runs["cell"].isin(table.loc[table["chosen"], "cell"])]
