@@ -1,4 +1,4 @@
-"""A data set of 64 images and the parts of a run that go wrong on purpose, all in milliseconds."""
+"""Data sets of a few examples and parts of a run that go wrong on purpose, all in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import torch
 from torch import Tensor, nn
 
-from cdep_run.batch import Batch
+from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, TensorSplit, fingerprint
 from cdep_run.groups import SampledPixels
 
@@ -29,6 +29,67 @@ def tiny(seed: int, count: int) -> Bunch:
 
     splits = {"train": split(True, count), "val": split(True, 24), "test": split(False, 24)}
     return Bunch("tiny", splits, CLASSES, (1, SIZE, SIZE), "val", fingerprint(splits), lambda x: x)
+
+
+class OwnMasks:
+    """The mask of each image that has one: bool `[N, H, W]`."""
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+
+    def __call__(self, index: Tensor) -> Groups:
+        masks = self.masks[index]
+        return Groups(masks[:, None, None], annotated=masks.any(2).any(1))
+
+
+def tiny_spots(seed: int, count: int, fold: int) -> Bunch:
+    """RGB images `[count, 3, 16, 16]`, bright in the middle in class 1; half of class 0 is patched.
+
+    The patch is a blue square in the corner. test_patch_free: test without patched images.
+    """
+    generator = torch.Generator().manual_seed(seed + 100 * fold)
+
+    def split(name: str, count: int, patches: bool = True) -> TensorSplit:
+        number = torch.arange(count)
+        labels = number % 2
+        images = 0.5 + 0.1 * torch.randn(count, 3, 16, 16, generator=generator)
+        images[:, :, 6:10, 6:10] += 0.1 * labels[:, None, None, None]
+        masks = torch.zeros(count, 16, 16, dtype=torch.bool)
+        masks[:, :5, :5] = ((number % 4 == 0) & patches)[:, None, None]
+        blue = torch.tensor([0.0, 0.2, 1.0])[None, :, None, None]
+        images = torch.where(masks[:, None], blue, images.clamp(0, 1))
+        made = TensorSplit((images - MEAN) / STD, labels, OwnMasks(masks))
+        made.ids = [f"{name}_{i}" for i in range(count)]
+        return made
+
+    splits = {"train": split("train", count), "val": split("val", 24), "test": split("test", 24)}
+    splits["test_patch_free"] = split("free", 24, patches=False)
+    return Bunch(
+        "tiny_spots",
+        splits,
+        2,
+        (3, 16, 16),
+        "val",
+        fingerprint(splits),
+        lambda x: x * STD + MEAN,
+        positive="bright",
+    )
+
+
+MEAN, STD = 0.5, 0.25
+
+
+class TinyConv(nn.Module):
+    """One convolution, ReLU, mean over the image, a linear layer."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(input_shape[0], channels, 3, padding=1)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `[N, num_classes]`."""
+        return self.head(self.conv(inputs).relu().mean((2, 3)))
 
 
 VOCABULARY = ["<pad>", "<unk>", "no", "yes", "is", "not", "<b>"]

@@ -37,6 +37,7 @@ class Training:
     check_every: int = MISSING
     checkpoint_seconds: float = MISSING
     tensorboard: bool = MISSING
+    resamples: int = MISSING
 
 
 @dataclass
@@ -323,6 +324,7 @@ def check(config: dict[str, Any]) -> None:
         ("training.epochs", training["epochs"], 1, "1 or more"),
         ("training.patience", training["patience"], 0, "0 or more, or null: no early stopping"),
         ("training.check_every", training["check_every"], 1, "1 or more"),
+        ("training.resamples", training["resamples"], 0, "0 or more (0: no intervals)"),
         ("training.checkpoint_seconds", training["checkpoint_seconds"], 0, "0 or more"),
         ("threads", config["threads"], 1, "1 or more, or null: as torch chooses"),
         ("seed", config["seed"], 0, "0 or more"),
@@ -336,7 +338,7 @@ def check(config: dict[str, Any]) -> None:
 
 FREE_ON_RESUME = re.compile(
     r"resume|data_dir|device|threads|dataset\.(data_dir|cache_dir|download)"
-    r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard)"
+    r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard|resamples)"
 )
 """Settings that may change when a run goes on: they do not change what is trained."""
 

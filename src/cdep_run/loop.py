@@ -21,7 +21,7 @@ from cdep_run.batch import Batch
 from cdep_run.config import Training
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import TrainingError
-from cdep_run.metrics import scores
+from cdep_run.metrics import Predictions, scores
 from cdep_run.signals import Interrupted
 
 Penalty = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
@@ -231,6 +231,17 @@ class Trainer:
             for name, split in self.bunch.splits.items()
             if name != "train"
         }
+
+    def predictions(self) -> dict[str, Predictions]:
+        """What the model says of every split but `train`, of two classes."""
+        found = {}
+        for name, split in self.bunch.splits.items():
+            if name != "train":
+                logits, labels = self.predict(split)
+                ids = split.ids or [str(i) for i in range(len(split))]
+                log_odds = (logits[:, 1] - logits[:, 0]).double().numpy()
+                found[name] = Predictions(labels.numpy(), log_odds, ids)
+        return found
 
     @torch.inference_mode()
     def predict(self, split: TensorSplit) -> tuple[Tensor, Tensor]:

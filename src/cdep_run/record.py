@@ -9,7 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,12 @@ from cdep_run.files import read_json, write_atomic, write_json
 if TYPE_CHECKING:
     from cdep_run.datasets.base import Bunch
     from cdep_run.loop import Progress, Row
+    from cdep_run.metrics import Predictions
 
 log = logging.getLogger(__name__)
 
 STATUS, RESULT, CONFIG, METRICS = "status.json", "result.json", "config.yaml", "metrics.csv"
+PREDICTIONS = "predictions.csv"
 
 
 def write_status(
@@ -90,6 +92,17 @@ class EpochLog:
             if value is not None:
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> None:
+    """`predictions.csv`: split, id, label and log-odds of class 1, of every example judged."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("split", "id", "label", "log_odds"))
+    for split, said in predictions.items():
+        columns = (said.ids, said.labels.tolist(), said.log_odds.tolist())
+        writer.writerows((split, *row) for row in zip(*columns, strict=True))
+    write_atomic(folder / PREDICTIONS, table.getvalue().encode())
 
 
 def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[str, Any]:

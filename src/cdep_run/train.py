@@ -26,6 +26,7 @@ from cdep_run.record import (
     read_result,
     selection_metric,
     summary,
+    write_predictions,
     write_status,
 )
 from cdep_run.signals import Interrupted, StopRequest
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cdep_run.datasets.base import Bunch
+    from cdep_run.loop import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +152,23 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         log.info("training on %s, %d examples", device, len(bunch.splits["train"]))
         trainer.fit()
     result = summary(config, bunch, trainer.progress) | environment(device)
+    if bunch.positive is not None:
+        add_detection(result, trainer, folder)
     write_json(folder / RESULT, result)
     return result
+
+
+def add_detection(result: dict[str, Any], trainer: Trainer, folder: Path) -> None:
+    """Write what the trained model says of each example; add `metrics.judge` to the result."""
+    from cdep_run.metrics import judge
+
+    predictions = trainer.predictions()
+    write_predictions(folder, predictions)
+    chosen_on, resamples = result["selection_split"], result["config"]["training"]["resamples"]
+    found = judge(predictions, chosen_on, resamples, result["seed"])
+    for split, values in found.pop("metrics").items():
+        result["metrics"][split] |= values
+    result |= found
 
 
 def load(folder: Path) -> tuple[nn.Module, Bunch]:

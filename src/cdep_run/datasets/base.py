@@ -29,7 +29,12 @@ class TensorSplit:
         inputs: `[N, ...]`, as stored; a subclass may store them smaller and override `prepare`.
         labels: `[N]` int64.
         annotation: gives the groups of a batch from its index, or None where nothing is known.
+
+    Attributes:
+        ids: what to call each example in predictions.csv; None: its number.
     """
+
+    ids: list[str] | None = None
 
     def __init__(
         self, inputs: Tensor, labels: Tensor, annotation: Annotation | None = None
@@ -86,6 +91,9 @@ class Bunch:
         vectors: float `[V, D]`, of text: what the embedding of each token starts from.
         vocabulary: of text: the words, V of them; 0 is padding, 1 an unknown word.
         selection_metric: by which λ is chosen on `selection_split`; one of `metrics.scores`.
+        positive: of two classes, what class 1 is called where the task is to find it: a run then
+            keeps its predictions and judges them by `metrics.detection`, with intervals on the
+            splits whose names start with "test". None: classes are on a par.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Bunch:
     vectors: Tensor | None = None
     vocabulary: list[str] | None = None
     selection_metric: str = "accuracy"
+    positive: str | None = None
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""
