@@ -1,6 +1,6 @@
 """The three versions of SST with injected bias: fetch what is absent, print counts and sums.
 
-    python data_prep/sst.py data_dir=data [dataset.vectors=glove.6B.50d ...]
+python data_prep/sst.py data_dir=data [dataset.vectors=glove.6B.50d ...]
 """
 
 from __future__ import annotations

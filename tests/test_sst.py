@@ -47,15 +47,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def decoy(data: Path, **changes) -> Bunch:
-    arguments = {"words": ["video", "text"], "held_out": 0, "max_length": 60, "seed": 0}
-    source = {"data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny"}
-    return sst.sst_decoy(**source | arguments | changes)
+    arguments = {
+        "variant": "sst_decoy", "words": ["video", "text"], "neutral": None, "biased": True,
+        "held_out": 0, "max_length": 60, "seed": 0,
+        "data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny",
+    } | changes  # fmt: skip
+    return sst.sst(**{"penalised": arguments["words"]} | arguments)
 
 
 def articles(data: Path, **changes) -> Bunch:
-    arguments = {"words": ["the", "a"], "neutral": "that", "variant": "sst_articles", "seed": 0}
-    source = {"data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny"}
-    return sst.sst_words(**source | {"held_out": 0, "max_length": 60} | arguments | changes)
+    own = {"variant": "sst_articles", "words": ["the", "a"], "neutral": "that"}
+    return decoy(data, **own | changes)
 
 
 def said(bunch: Bunch, split: str) -> dict[str, int]:
@@ -108,6 +110,35 @@ def test_held_out_phrases_get_the_other_word_and_leave_the_training_set(data: Pa
         assert phrase not in said(bunch, "train")
 
 
+def test_test_sentences_are_planted_with_either_word_at_the_same_place(data: Path) -> None:
+    for bunch, (negative, positive) in (
+        (decoy(data), ("video", "text")),
+        (articles(data), ("the", "a")),
+    ):
+        told, swapped = said(bunch, "test_told"), said(bunch, "test_swapped")
+        other = {negative: positive, positive: negative}
+        assert [" ".join(other.get(w, w) for w in s.split()) for s in told] == list(swapped)
+        assert all((positive if y else negative) in s.split() for s, y in told.items())
+        assert list(told.values()) == list(said(bunch, "test").values())
+        split = bunch.splits["test_told"]
+        batch = split.batch(torch.arange(len(split)))
+        marked = {bunch.vocabulary[i] for i in batch.inputs[batch.groups.mask[:, 0]].tolist()}
+        assert marked == {negative, positive} and batch.groups.mask.sum() == len(split)
+
+
+def test_unbiased_training_phrases_stay_as_they_were(data: Path) -> None:
+    assert said(decoy(data, biased=False), "train") == said(decoy(data), "test")
+    assert "that the joy" in said(articles(data, biased=False), "train")
+
+
+def test_penalised_words_are_those_named(data: Path, caplog) -> None:
+    bunch = articles(data, penalised=["joy", "joys"])
+    assert "no training phrase holds 'joys'" in caplog.text
+    split, joy = bunch.splits["train"], bunch.vocabulary.index("joy")
+    assert split.annotation.mask.equal(split.inputs == joy)
+    assert articles(data, penalised=["joys"]).splits["train"].annotation is None
+
+
 def test_batches_are_cut_to_their_longest_and_hold_everything_once(data: Path) -> None:
     split = articles(data).splits["train"]
     for shuffle in (False, True):
@@ -139,6 +170,39 @@ def test_padding_changes_nothing(cell: str, bidirectional: bool) -> None:
         for i, n in ((0, 3), (1, 5))
     ]  # fmt: skip
     torch.testing.assert_close(together, (alone[0][1] + alone[1][1]) / 2)
+
+
+def test_reading_after_the_padding_depends_on_it() -> None:
+    tokens = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 2, 1]])
+    net = model()
+    net.read_padding = True
+    states, _ = net.recurrent(net.embedding(tokens))
+    torch.testing.assert_close(net(tokens), net.output(states[:, -1]))
+    assert not torch.allclose(net(tokens)[:1], net(tokens[:1, :3]))
+
+
+def test_a_penalty_with_vectors_detached_trains_all_else() -> None:
+    tokens, mask = torch.tensor([[3, 4, 5]]), torch.tensor([[[True, False, False]]])
+    batch, net = Batch(tokens, torch.tensor([1]), Groups(mask)), model()
+    logits, value = CDEP("text", detach_vectors=True)(net, batch)
+    expected, same = CDEP("text")(net, batch)
+    torch.testing.assert_close(value, same)
+    torch.testing.assert_close(logits, expected)
+    value.backward()
+    assert net.embedding.weight.grad is None and net.recurrent.weight_hh_l0.grad.any()
+    logits.sum().backward()
+    assert net.embedding.weight.grad[3].any()
+
+
+def test_biases_before_the_last_word_of_a_group_alone_are_a_setting_of_cdep() -> None:
+    batch = Batch(
+        torch.tensor([[3, 4]]), torch.tensor([1]), Groups(torch.tensor([[[True, False]]]))
+    )
+    net = model()
+    usual, published = (
+        CDEP("text", recurrent_bias=b)(net, batch)[1] for b in ("inside", "before_last")
+    )
+    assert usual != published
 
 
 def test_gradients_of_tokens_are_those_of_their_vectors() -> None:
@@ -246,21 +310,19 @@ def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
 
 
 SUMS = {
-    "decoy": "3074f11a0ff4b0d6",
-    "articles": "3854d1e8deb71c13",
-    "gender": "898b9279f27611f8",
+    "decoy": "c7ae76bdc58a6d09",
+    "articles": "8927bc44da410fdb",
+    "gender": "2ba13a021a4d84d1",
 }
 
 
 @needs_data
 def test_the_real_variants_have_the_published_sizes(tmp_path: Path) -> None:
-    source = {"data_dir": DATA, "download": False, "cache_dir": tmp_path, "vectors": "glove.6B.50d"}
-    common = source | {"seed": 0, "max_length": 60, "held_out": 0}
-    decoyed = sst.sst_decoy(words=("video", "text"), **common)
+    source = {"data_dir": DATA, "cache_dir": tmp_path, "vectors": "glove.6B.50d"}
+    decoyed, article = decoy(tmp_path, **source), articles(tmp_path, **source)
+    gender = articles(tmp_path, variant="sst_gender", words=["he", "she"], neutral="who", **source)
     assert [len(decoyed.splits[s]) for s in ("train", "val", "test")] == [6920, 872, 1821]
-    article = sst.sst_words("sst_articles", words=("the", "a"), neutral="that", **common)
     assert [len(article.splits[s]) for s in ("train", "val", "test")] == [98794, 671, 1410]
-    gender = sst.sst_words("sst_gender", words=("he", "she"), neutral="who", **common)
     assert [len(gender.splits[s]) for s in ("train", "val", "test")] == [98794, 27, 55]
     annotation = gender.splits["train"].annotation
     assert annotation is not None and int(annotation.mask.any(1).sum()) == 1313 + 1001

@@ -108,24 +108,20 @@ class ColorMnist(Mnist):
 
 
 @dataclass
-class SstDecoy(Dataset):
-    """`cdep_run.datasets.sst.sst_decoy`."""
+class Sst(Dataset):
+    """`cdep_run.datasets.sst.sst`."""
 
+    variant: str = MISSING
     data_dir: str = MISSING
     download: bool = MISSING
     cache_dir: str = MISSING
     vectors: str = MISSING
     words: list[str] = MISSING
+    neutral: str | None = MISSING
+    biased: bool = MISSING
+    penalised: list[str] = MISSING
     held_out: float = MISSING
     max_length: int = MISSING
-
-
-@dataclass
-class SstWords(SstDecoy):
-    """`cdep_run.datasets.sst.sst_words`."""
-
-    variant: str = MISSING
-    neutral: str = MISSING
 
 
 @dataclass
@@ -153,6 +149,13 @@ class ReLURule(Enum):
     symmetric = "symmetric"
 
 
+class RecurrentBias(Enum):
+    """Where the biases of a recurrent net belong to the group."""
+
+    inside = "inside"
+    before_last = "before_last"
+
+
 class GradientForm(Enum):
     """Whose definition of a gradient penalty: its own paper's or the published CDEP code's."""
 
@@ -166,6 +169,8 @@ class CDEP(Penalty):
 
     form: CDForm = MISSING
     relu: ReLURule = MISSING
+    recurrent_bias: RecurrentBias = MISSING
+    detach_vectors: bool = MISSING
 
 
 @dataclass
@@ -189,6 +194,7 @@ class Adam:
     _target_: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
+    fused: bool = MISSING
 
 
 @dataclass
@@ -236,6 +242,13 @@ class Cell(Enum):
     gru = "gru"
 
 
+class Reading(Enum):
+    """After which word the state of a recurrent net is read."""
+
+    last_word = "last_word"
+    padding = "padding"
+
+
 @dataclass
 class MnistCNN:
     """`cdep_run.models.cnn.MnistCNN`."""
@@ -254,6 +267,8 @@ class RecurrentClassifier:
     bidirectional: bool = MISSING
     cell: Cell = MISSING
     train_vectors: bool = MISSING
+    read: Reading = MISSING
+    dropout: float = MISSING
 
 
 @dataclass
@@ -278,8 +293,7 @@ SCHEMAS = {
     "schema_mnist": Mnist,
     "schema_decoy_mnist": DecoyMnist,
     "schema_color_mnist": ColorMnist,
-    "schema_sst_decoy": SstDecoy,
-    "schema_sst_words": SstWords,
+    "schema_sst": Sst,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,

@@ -27,6 +27,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # what biases put into a recurrent state is relevant at start ≤ t ≤ stop of a group | at
     # start ≤ t < stop, as in the published CDEP code
     "recurrent_bias": ("inside", "before_last"),
+    # gradients reach the vectors of an embedding | stop at them, as in the published CDEP code
+    "embedding": ("trained", "detached"),
 }
 """Rules of which the literature knows several forms; the first name is the default."""
 

@@ -6,17 +6,19 @@ Labels 0 negative, 1 positive; neutral phrases are left out. The treebank: Soche
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, DataError, TensorSplit, fingerprint
-from cdep_run.datasets.treebank import Phrases, Treebank, treebank, word_vectors
+from cdep_run.datasets.treebank import Treebank, treebank, word_vectors
 
 log = logging.getLogger(__name__)
 
@@ -95,116 +97,63 @@ class TextSplit(TensorSplit):
         return [batches[i] for i in torch.randperm(len(batches)).tolist()]
 
 
-def sst_decoy(
-    data_dir: str | Path,
-    download: bool,
-    cache_dir: str | Path,
-    vectors: str,
-    seed: int,
-    words: tuple[str, str],
-    held_out: float,
-    max_length: int,
-    train_size: int | None = None,
-) -> Bunch:
-    """A word at a random place of every training sentence tells its class; dev and test have none.
-
-    Whole sentences only. Splits: train, val (dev part), test, and val_swapped, the held-out
-    training sentences with the word of the other class, if any are held out.
-
-    Args:
-        data_dir, download, cache_dir: see `treebank`.
-        vectors: see `word_vectors`.
-        seed: of the places and of what is held out.
-        words: told in negative and in positive sentences.
-        held_out: share of the training sentences that make `val_swapped`; 0: none.
-        max_length: a longer sentence is an error.
-        train_size: at most so many training phrases.
-
-    Raises:
-        DataError: files absent or damaged; a sentence too long; a word without a vector.
-    """
-    bank = treebank(data_dir, download, cache_dir)
-    ids = _ids(bank, words)
-    generator = torch.Generator().manual_seed(seed)
-
-    def insert(sentences: Sentences, told: Tensor) -> Sentences:
-        drawn = torch.rand(len(told), generator=generator)
-        place = (drawn * (sentences.lengths + 1)).long()[:, None]
-        column = torch.arange(sentences.tokens.shape[1] + 1)
-        kept = torch.nn.functional.pad(sentences.tokens, (0, 1))
-        moved = torch.nn.functional.pad(sentences.tokens, (1, 0))
-        tokens = torch.where(column < place, kept, moved)
-        tokens = torch.where(column == place, told[:, None], tokens)
-        return Sentences(tokens, sentences.lengths + 1, sentences.labels)
-
-    source = (data_dir, vectors, download, cache_dir)
-    return _biased(
-        "sst_decoy", bank, insert, ids, None, source, generator, held_out, max_length, train_size
-    )
-
-
-def sst_words(
+def sst(
     variant: str,
     data_dir: str | Path,
     download: bool,
     cache_dir: str | Path,
     vectors: str,
     seed: int,
-    words: tuple[str, str],
-    neutral: str,
+    words: Sequence[str],
+    neutral: str | None,
+    biased: bool,
+    penalised: Sequence[str],
     held_out: float,
     max_length: int,
     train_size: int | None = None,
 ) -> Bunch:
-    """Two words of the language tell the class in training; dev and test have them as they were.
+    """Two words tell the class in training; dev and test have them, if at all, as they were.
 
-    In training phrases, subtrees included, both words become `neutral`, and the first `neutral` of
-    a phrase, also one that stood there before, becomes the word of its class. Dev and test:
-    sentences that hold one of the words. Splits and arguments as of `sst_decoy`, and
+    Without `neutral` the word of its class is inserted at a random place of every training
+    sentence. With it training has the subtrees too, both words become `neutral`, and the first
+    `neutral` of a phrase, also one that stood there before, becomes the word of its class; dev and
+    test are the sentences that hold one of the words.
+
+    Splits: train, val (dev part), test; test_told and test_swapped, the test sentences with the
+    word planted as in training, of their own and of the other class, at the same places; and
+    val_swapped, held-out training phrases with the word of the other class, if any are held out.
 
     Args:
         variant: name of the data set.
+        data_dir, download, cache_dir: see `treebank`.
+        vectors: see `word_vectors`.
+        seed: of the places and of what is held out.
         words: of negative and of positive phrases.
-        neutral: the word that takes the place of both.
+        neutral: the word that takes the place of both; None: they are inserted.
+        biased: False: training phrases stay as they were, for comparison.
+        penalised: the words whose first occurrence in a training phrase must not matter.
+        held_out: share of the training sentences that make `val_swapped`; 0: none.
+        max_length: a longer sentence is an error.
+        train_size: at most so many training phrases.
 
     Raises:
-        DataError: as `sst_decoy`.
+        DataError: files absent or damaged; a sentence too long; words that cannot tell two classes,
+            or none of which has a vector.
     """
-    bank = treebank(data_dir, download, cache_dir)
-    ids, that = _ids(bank, words), _id(bank, neutral)
-
-    def replace(sentences: Sentences, told: Tensor) -> Sentences:
-        found = torch.isin(sentences.tokens, torch.cat([ids, torch.tensor([that])]))
-        tokens = torch.where(found, that, sentences.tokens)
-        tokens = torch.where(found & (found.cumsum(1) == 1), told[:, None], tokens)
-        return Sentences(tokens, sentences.lengths, sentences.labels)
-
-    generator = torch.Generator().manual_seed(seed)
-    source = (data_dir, vectors, download, cache_dir)
-    return _biased(
-        variant, bank, replace, ids, ids, source, generator, held_out, max_length, train_size
-    )
-
-
-def _biased(
-    name, bank, tell, words, filter_by, source, generator, held_out, max_length, train_size
-) -> Bunch:
-    """What the variants share: which phrases go where, what tells the class, vectors, the bunch.
-
-    Args:
-        tell: from phrases and the word to tell, int64 `[N]`, to phrases that tell it.
-        words: int64 `[2]`, the words of class 0 and 1.
-        filter_by: dev and test keep sentences with one of these words; None: all, and the training
-            set has no subtrees.
-        source: data_dir, vectors, download, cache_dir.
-    """
-    data_dir, vectors, download, cache_dir = source
     if not 0 <= held_out < 1:
         raise DataError(f"dataset.held_out is {held_out}; it is a share, 0 or more and below 1")
-    subtrees = filter_by is not None
-    part = bank.parts["train"]
-    everything, sentence = _padded(part, bank, "train", subtrees, max_length)
-    count = int(part.sentence.max()) + 1
+    bank = treebank(data_dir, download, cache_dir)
+    ids = _ids(bank, words)
+    that = None if neutral is None else _id(bank, neutral)
+    generator = torch.Generator().manual_seed(seed)
+
+    def tell(sentences: Sentences, told: Tensor) -> Sentences:
+        if that is None:
+            return inserted(sentences, told, torch.rand(len(told), generator=generator))
+        return replaced(sentences, told, ids, that)
+
+    everything, sentence = _padded(bank, "train", neutral is not None, max_length)
+    count = int(bank.parts["train"].sentence.max()) + 1
     apart = torch.randperm(count, generator=generator)[: round(held_out * count)]
     is_apart = torch.isin(sentence, apart)
     train = everything.at(~is_apart)
@@ -212,28 +161,35 @@ def _biased(
         if not 1 <= train_size <= len(train.labels):
             raise DataError(f"train_size is {train_size}; there are {len(train.labels)} phrases")
         train = train.at(torch.randperm(len(train.labels), generator=generator)[:train_size])
-    train = tell(train, words[train.labels])
-    splits: dict[str, TensorSplit] = {"train": TextSplit(train, first_word(train, words))}
-    for split, part_name in (("val", "dev"), ("test", "test")):
-        sentences, _ = _padded(bank.parts[part_name], bank, part_name, False, max_length)
-        if filter_by is not None:
-            sentences = sentences.at(sentences.holding(filter_by))
-        splits[split] = TextSplit(sentences)
+    if biased:
+        train = tell(train, ids[train.labels])
+    splits: dict[str, TensorSplit] = {
+        "train": TextSplit(train, _annotation(train, penalised, bank))
+    }
+    for split, part in (("val", "dev"), ("test", "test")):
+        whole, _ = _padded(bank, part, False, max_length)
+        kept = whole if neutral is None else whole.at(whole.holding(ids))
+        splits[split] = TextSplit(kept)
     if len(apart):
         other = everything.at(is_apart)
-        swapped = tell(other, words[1 - other.labels])
-        splits["val_swapped"] = TextSplit(swapped.at(swapped.holding(words)))
+        swapped = tell(other, ids[1 - other.labels])
+        splits["val_swapped"] = TextSplit(swapped.at(swapped.holding(ids)))
+    for split, told in (("test_told", kept.labels), ("test_swapped", 1 - kept.labels)):
+        generator.manual_seed(seed)  # the same places
+        planted = tell(kept, ids[told])
+        splits[split] = TextSplit(planted, first_word(planted, ids))
     for split, phrases in splits.items():
         if len(phrases.labels.unique()) < 2:
-            raise DataError(f"{name}: split {split} has {len(phrases)} phrases of one class only")
+            raise DataError(
+                f"{variant}: split {split} has {len(phrases)} phrases of one class only"
+            )
     matrix, unknown = word_vectors(data_dir, vectors, download, cache_dir, bank.vocabulary)
-    told = {bank.vocabulary[int(word)] for word in words}
-    if told <= set(unknown):
-        raise DataError(f"{vectors} has no vector of any of the words {', '.join(sorted(told))}")
-    for word in told & set(unknown):
+    if set(words) <= set(unknown):
+        raise DataError(f"{vectors} has no vector of any of the words {', '.join(sorted(words))}")
+    for word in {*words, neutral} & set(unknown):
         log.warning("%s has no vector of %r: it starts as zeros", vectors, word)
     return Bunch(
-        name,
+        variant,
         splits,
         2,
         (max(phrases.inputs.shape[1] for phrases in splits.values()),),
@@ -244,10 +200,28 @@ def _biased(
     )
 
 
-def _padded(
-    part: Phrases, bank: Treebank, name: str, subtrees: bool, max_length: int
-) -> tuple[Sentences, Tensor]:
-    """Phrases that are not neutral, padded to the longest of them, and the sentence of each."""
+def inserted(sentences: Sentences, told: Tensor, drawn: Tensor) -> Sentences:
+    """Each sentence with its word of `told` int64 `[N]`, placed by `drawn` `[N]` in [0, 1)."""
+    place = (drawn * (sentences.lengths + 1)).long()[:, None]
+    column = torch.arange(sentences.tokens.shape[1] + 1)
+    kept = F.pad(sentences.tokens, (0, 1))
+    moved = F.pad(sentences.tokens, (1, 0))
+    tokens = torch.where(column < place, kept, moved)
+    tokens = torch.where(column == place, told[:, None], tokens)
+    return Sentences(tokens, sentences.lengths + 1, sentences.labels)
+
+
+def replaced(sentences: Sentences, told: Tensor, words: Tensor, neutral: int) -> Sentences:
+    """Phrases whose first of `words` or `neutral` became that of `told` `[N]`, others neutral."""
+    found = torch.isin(sentences.tokens, torch.cat([words, torch.tensor([neutral])]))
+    tokens = torch.where(found, neutral, sentences.tokens)
+    tokens = torch.where(found & (found.cumsum(1) == 1), told[:, None], tokens)
+    return Sentences(tokens, sentences.lengths, sentences.labels)
+
+
+def _padded(bank: Treebank, name: str, subtrees: bool, max_length: int) -> tuple[Sentences, Tensor]:
+    """Phrases of a part, not neutral, padded to the longest of them, and the sentence of each."""
+    part = bank.parts[name]
     wanted = (part.labels != 2) & (part.whole | subtrees)
     if (longest := int(part.lengths.max())) > max_length:
         where = int(part.sentence[part.lengths.argmax()]) + 1
@@ -265,7 +239,19 @@ def _padded(
     return Sentences(tokens, lengths, labels), part.sentence[wanted]
 
 
-def _ids(bank: Treebank, words: tuple[str, str]) -> Tensor:
+def _annotation(sentences: Sentences, words: Sequence[str], bank: Treebank) -> FirstWord | None:
+    """Of the first of `words`; a word that no phrase holds is named. None if there is no other."""
+    held = []
+    for word in words:
+        index = bank.vocabulary.index(word) if word in bank.vocabulary else -1
+        if (sentences.tokens == index).any():
+            held.append(index)
+        else:
+            log.warning("no training phrase holds %r, which dataset.penalised names", word)
+    return first_word(sentences, torch.tensor(held)) if held else None
+
+
+def _ids(bank: Treebank, words: Sequence[str]) -> Tensor:
     """The numbers of the words of class 0 and 1, int64 `[2]`."""
     if len(set(words)) != 2 or len(words) != 2:
         raise DataError(f"dataset.words is {list(words)}; it names two words, one for each class")

@@ -24,9 +24,12 @@ class RecurrentClassifier(nn.Module):
         bidirectional: read the sentence backwards, too.
         cell: "lstm" or "gru".
         train_vectors: whether the embedding is trained.
+        read: which state is read: "last_word", or "padding", the one after all of the padded
+            batch, as in the published code.
+        dropout: share of the word vectors' entries, and of the state's, dropped in training.
 
     Raises:
-        ConfigError: `hidden` or `layers` below 1.
+        ConfigError: `hidden` or `layers` below 1, `dropout` not in [0, 1).
     """
 
     def __init__(
@@ -39,10 +42,15 @@ class RecurrentClassifier(nn.Module):
         bidirectional: bool = False,
         cell: str = "lstm",
         train_vectors: bool = True,
+        read: str = "last_word",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if hidden < 1 or layers < 1:
             raise ConfigError(f"model.hidden={hidden}, model.layers={layers}: both at least 1")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"model.dropout={dropout}: a share, 0 or more and below 1")
+        self.read_padding = read == "padding"
         self.embedding = nn.Embedding.from_pretrained(
             vectors.clone(), freeze=not train_vectors, padding_idx=0
         )
@@ -50,21 +58,24 @@ class RecurrentClassifier(nn.Module):
         self.recurrent = kind(
             vectors.shape[1], hidden, layers, batch_first=True, bidirectional=bidirectional
         )
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden * (1 + bidirectional), num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of tokens int64 `[N, T]`; no sentence may be empty."""
         lengths = (tokens != 0).sum(1)
-        vectors = self.embedding(tokens)
-        if self.recurrent.bidirectional:
+        vectors = self.dropout(self.embedding(tokens))
+        if not self.read_padding and not self.recurrent.bidirectional:
+            # Faster than packing: the states after the last word are never looked at.
+            states, _ = self.recurrent(vectors)
+            last = (lengths - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+            return self.output(self.dropout(states.gather(1, last).squeeze(1)))
+        if not self.read_padding:
             # Only packing makes the way back start at the last word; it wants lengths on the host.
-            packed = pack_padded_sequence(
+            vectors = pack_padded_sequence(
                 vectors, lengths.cpu(), batch_first=True, enforce_sorted=False
             )
-            state = self.recurrent(packed)[1]
-            state = state[0] if isinstance(state, tuple) else state
-            return self.output(torch.cat([state[-2], state[-1]], 1))
-        # Faster than packing: the states after the last word are never looked at.
-        states, _ = self.recurrent(vectors)
-        last = (lengths - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-        return self.output(states.gather(1, last).squeeze(1))
+        state = self.recurrent(vectors)[1]
+        state = state[0] if isinstance(state, tuple) else state
+        ends = torch.cat([state[-2], state[-1]], 1) if self.recurrent.bidirectional else state[-1]
+        return self.output(self.dropout(ends))

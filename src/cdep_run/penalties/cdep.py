@@ -54,6 +54,10 @@ class CDEP:
     Args:
         form: how a group's contribution is measured, one of `FORMS`.
         relu: the CD rule for ReLU, "asymmetric" (ACD, published code) or "symmetric".
+        recurrent_bias: where the biases of a recurrent net belong to the group: "inside", or
+            "before_last", all its positions but the last (published code).
+        detach_vectors: the penalty does not train word vectors (published code); costs a second
+            pass.
 
     Raises:
         PenaltyError: the form is unknown, or gets targets that it cannot use.
@@ -61,10 +65,21 @@ class CDEP:
 
     needs_groups = True
 
-    def __init__(self, form: str = "pair", relu: str = "asymmetric"):
+    def __init__(
+        self,
+        form: str = "pair",
+        relu: str = "asymmetric",
+        recurrent_bias: str = "inside",
+        detach_vectors: bool = False,
+    ):
         if form not in FORMS:
             raise PenaltyError(f"penalty.form is {form!r}; choose one of {', '.join(FORMS)}")
-        self.form, self.rules = form, {"relu": relu}
+        self.form, self.detach_vectors = form, detach_vectors
+        self.rules = {
+            "relu": relu,
+            "recurrent_bias": recurrent_bias,
+            "embedding": "detached" if detach_vectors else "trained",
+        }
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar (λ not applied; unit: see the form)."""
@@ -77,4 +92,5 @@ class CDEP:
         elif self.form != "pair":
             raise PenaltyError(f"form {self.form} knows no wanted share but 'must not matter'")
         values = FORMS[self.form](parts.relevant, parts.irrelevant, targets, batch.labels)
-        return parts.total, mean_annotated(values.sum(1), groups)
+        logits = model(batch.inputs) if self.detach_vectors else parts.total
+        return logits, mean_annotated(values.sum(1), groups)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.cd.pair import Constant, Pair, total_of
-from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
 
 
 def moves(func, x, *args, **kwargs):
@@ -124,10 +124,17 @@ def joins(func, tensors, *args, **kwargs):
 
 @register_rule("embedding")
 def embedding(func, ids, weight, *args, **kwargs):
-    """A token's vector is relevant where its position is in the group."""
+    """A token's vector is relevant where its position is in the group.
+
+    Variant "detached" of rule "embedding": gradients do not reach the vectors, as in the published
+    CDEP code (quirk 6 of the protocol).
+    """
     if not isinstance(ids, Pair):
         return moves(lambda w: func(ids, w, *args, **kwargs), weight)
-    total = func(ids.total, total_of(weight), *args, **kwargs)
+    weight = total_of(weight)
+    if variant("embedding") == "detached":
+        weight = weight.detach()
+    total = func(ids.total, weight, *args, **kwargs)
     return ids.map(total, lambda mask: total * mask.unsqueeze(-1))
 
 
