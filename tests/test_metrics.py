@@ -113,7 +113,7 @@ def test_a_run_keeps_its_predictions_where_a_class_is_to_be_found(tmp_path: Path
     result = run(tmp_path, "dataset=tiny_spots", "training.resamples=20")
     with (tmp_path / "predictions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    assert [row["id"] for row in rows[:2]] == ["test_0", "test_1"]
+    assert [row["id"] for row in rows[:2]] == ["test_0_0", "test_0_1"]
     labels = np.array([int(row["label"]) for row in rows])
     p = expit([float(row["log_odds"]) for row in rows])
     again = detection(labels, p, result["threshold"]["value"])

@@ -59,7 +59,7 @@ def tiny_spots(seed: int, count: int, fold: int) -> Bunch:
         blue = torch.tensor([0.0, 0.2, 1.0])[None, :, None, None]
         images = torch.where(masks[:, None], blue, images.clamp(0, 1))
         made = TensorSplit((images - MEAN) / STD, labels, OwnMasks(masks))
-        made.ids = [f"{name}_{i}" for i in range(count)]
+        made.ids = [f"{name}_{fold}_{i}" for i in range(count)]
         return made
 
     splits = {"train": split("train", count), "val": split("val", 24), "test": split("test", 24)}

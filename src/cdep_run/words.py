@@ -11,7 +11,6 @@ does not move it. Source: Murdoch et al. 2018.
 from __future__ import annotations
 
 import argparse
-import copy
 import html
 import io
 import sys
@@ -26,6 +25,7 @@ from cdep_run.cd import decompose
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.files import write_atomic
+from cdep_run.judges import without_last_bias
 from cdep_run.record import read_result
 from cdep_run.train import load
 
@@ -76,12 +76,7 @@ def group_scores(model: nn.Module, tokens: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ConfigError: the model does not end in a linear layer with two outputs.
     """
-    unbiased = copy.deepcopy(model)
-    last = [m for m in unbiased.modules() if isinstance(m, nn.Linear) and m.out_features == 2]
-    if not last:
-        raise ConfigError("word scores need two classes and a model that ends in a linear layer")
-    if last[-1].bias is not None:
-        last[-1].bias.zero_()
+    unbiased = without_last_bias(model, classes=2)
     relevant = decompose(unbiased, tokens[None], masks[None]).relevant[0]
     return relevant[:, 1] - relevant[:, 0]
 
