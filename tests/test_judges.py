@@ -105,7 +105,7 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
             step[n, channel, row, column] = 1e-6
             up, down = (model(images + s)[n, LABELS[n]] - model(images + s)[n].mean()
                         for s in (step, -step))  # fmt: skip
-            total += abs(float(up - down)) / 2e-6
+            total += abs((up - down).item()) / 2e-6
         assert float(found[n, row, column]) == pytest.approx(total, rel=1e-4)
 
 
