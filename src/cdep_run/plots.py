@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cdep_run.attribution import input_gradients
@@ -43,11 +46,6 @@ def gallery(
         examples: how many images.
         file: where to write; the ending chooses the format (png, svg, pdf).
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot as plt
-
     labels = bunch.splits[split].labels
     chosen = torch.stack(
         [
@@ -62,27 +60,57 @@ def gallery(
         raise ValueError(f"{bunch.name} has no images")
     images = bunch.display(batch.inputs)
     mask = batch.groups.mask.any(1).any(1).expand(examples, *images.shape[-2:])
-    figure, axes = plt.subplots(
-        examples, 2 + len(models), figsize=(1.6 * (2 + len(models)), 1.6 * examples), squeeze=False
-    )
-    columns = [("image", images.permute(0, 2, 3, 1)), ("must not matter", mask)]
-    predictions = {}
+    columns = [
+        Column("image", images.permute(0, 2, 3, 1).numpy()),
+        Column("must not matter", mask.numpy()),
+    ]
     for title, model in models.items():
         with torch.no_grad():
-            predictions[title] = model(batch.inputs).argmax(1)
-        columns.append((title, sensitivity(model, batch.inputs, predictions[title])))
-    for column, (title, pictures) in enumerate(columns):
-        for row in range(examples):
-            axis = axes[row, column]
-            axis.imshow(
-                pictures[row].numpy(), cmap="gray" if column < 2 else "magma", vmin=0, vmax=1
-            )
+            says = model(batch.inputs).argmax(1)
+        captions = [
+            f"says {found}" + ("" if found == truth else f", is {truth}")
+            for found, truth in zip(says.tolist(), batch.labels.tolist(), strict=True)
+        ]
+        heat = sensitivity(model, batch.inputs, says)
+        columns.append(Column(title, heat.numpy(), captions))
+    heading = "Where each model looks: |∂ log p / ∂x| of its prediction, brighter is more"
+    draw(columns, heading, file)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a figure: its title, and a picture and caption a row.
+
+    Attributes:
+        pictures: `[N, H, W, 3 or 1]` images, bool `[N, H, W]` masks or `[N, H, W]` heat in [0, 1].
+        captions: one below each picture, or none.
+    """
+
+    title: str
+    pictures: NDArray[Any]
+    captions: Sequence[str] = ()
+
+
+def draw(columns: Sequence[Column], heading: str, file: Path) -> None:
+    """Write a figure with these columns; the file's ending chooses the format (png, svg, pdf)."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot as plt
+
+    rows = len(columns[0].pictures)
+    size = (1.6 * len(columns), 1.6 * rows)
+    figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False)
+    for axis_column, column in zip(axes.T, columns, strict=True):
+        heat = column.pictures.ndim == 3 and column.pictures.dtype != bool
+        for row, axis in enumerate(axis_column):
+            picture = column.pictures[row]
+            axis.imshow(picture, cmap="magma" if heat else "gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-            if title in predictions:
-                found, truth = int(predictions[title][row]), int(batch.labels[row])
-                axis.set_xlabel(f"says {found}" + ("" if found == truth else f", is {truth}"))
-        axes[0, column].set_title(title)
-    figure.suptitle("Where each model looks: |∂ log p / ∂x| of its prediction, brighter is more")
+            if column.captions:
+                axis.set_xlabel(column.captions[row])
+        axis_column[0].set_title(column.title)
+    figure.suptitle(heading)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
