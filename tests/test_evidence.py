@@ -14,19 +14,9 @@ from PIL import Image
 
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import ConfigError
-from cdep_run.evidence import (
-    MEASURES,
-    Found,
-    Options,
-    main,
-    markdown,
-    paste,
-    scale,
-    spread,
-    summarise,
-    with_and_without,
-    write,
-)
+from cdep_run.evidence import main, write
+from cdep_run.evidence.measure import Found, Options, paste, scale, spread, with_and_without
+from cdep_run.evidence.summary import MEASURES, markdown, summarise
 from running import run
 from tiny_data import MEAN, STD, tiny_spots
 

@@ -1,18 +1,7 @@
-"""Does it still look at the patch? Trained nets judged by explainers and by changing the image.
-
-    python -m cdep_run.evidence RUN_NONE RUN_CDEP --out FOLDER
-
-A penalty that is graded by its own explainer grades itself: Grad-CAM, the input gradient and what
-becomes of the prediction when the patch goes or comes judge it here, beside CD. The folders hold
-finished runs on images with masks, at any depth; runs that differ in the fold alone are one
-setting, each run is judged on its own test images, and the first setting is what others are
-compared with. FOLDER gets evidence.json, evidence.md, evidence.csv (every image) and evidence.png.
-"""
+"""What is measured of each image under each trained net, and of which images."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,23 +18,8 @@ from cdep_run import judges
 from cdep_run.batch import Batch
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import CdepError, ConfigError
-from cdep_run.files import write_atomic, write_json
-from cdep_run.metrics import CONFIDENCE
-from cdep_run.plots import Column, draw
-from cdep_run.pool import Setting, settings, table
 from cdep_run.stickers import paste_sticker
 from cdep_run.train import load
-
-MEASURES = {
-    "area": "patch's area",
-    "cd_share": "CD share of the patch",
-    "gradcam": "Grad-CAM inside it",
-    "gradient": "gradient inside it",
-    "painted_over": "log-odds, patch painted over",
-    "pasted": "log-odds, sticker pasted",
-    "pasted_relative": "… in standard deviations",
-}
-"""What is measured of each image, and its title in tables; see `docs/evidence.md`."""
 
 PORTION = 8
 """Images judged together."""
@@ -89,9 +62,6 @@ class Found:
         """Note a value of each image."""
         rows = zip(ids, values.tolist(), strict=True)
         self.rows += [(setting, name, measure, value) for name, value in rows]
-
-
-# --- Which images --------------------------------------------------------------------------------
 
 
 def union(batch: Batch) -> Tensor:
@@ -137,9 +107,6 @@ def check(folder: Path, bunch: Bunch, split: str) -> None:
         raise ConfigError(f"{folder}: the examples of {bunch.name} are no images")
     if split not in bunch.splits:
         raise ConfigError(f"--split is {split}; {bunch.name} has {', '.join(bunch.splits)}")
-
-
-# --- What is measured ----------------------------------------------------------------------------
 
 
 def judge(setting: str, folder: Path, options: Options, found: Found, bar: tqdm) -> None:
@@ -284,177 +251,3 @@ def no_pasting(bunch: Bunch) -> str | None:
     if bunch.input_shape[0] != 3:
         return f"the images of {bunch.name} have no colours"
     return None
-
-
-# --- Over all images -----------------------------------------------------------------------------
-
-
-def summarise(found: Found, order: list[str], options: Options) -> dict[str, dict[str, Any]]:
-    """Means over images by setting and measure, each compared with the first setting's.
-
-    Returns:
-        `images` (how many have a value), `mean` and `interval`; and, of the images that the first
-        setting has, too, `ratio` of the means and `ratio_interval`.
-    """
-    frame = pd.DataFrame(found.rows, columns=["setting", "id", "measure", "value"])
-    wide = {
-        str(measure): rows.pivot(index="id", columns="setting", values="value")
-        for measure, rows in frame.groupby("measure")
-    }
-    if "pasted" in wide:
-        wide["pasted_relative"] = wide["pasted"] / wide.pop("before").std()
-    summary: dict[str, dict[str, Any]] = {setting: {} for setting in order}
-    for measure in (name for name in MEASURES if name in wide):
-        for setting in (name for name in order if name in wide[measure]):
-            own = wide[measure][setting].dropna().to_numpy()
-            mean, interval = bootstrap_means(own[None], np.mean, options)
-            one = {"images": len(own), "mean": mean, "interval": interval}
-            if setting != order[0] and order[0] in wide[measure]:
-                pair = wide[measure][[order[0], setting]].dropna().to_numpy().T
-                one["ratio"], one["ratio_interval"] = bootstrap_means(pair, ratio, options)
-            summary[setting][measure] = one
-    return summary
-
-
-def ratio(first: NDArray[Any], second: NDArray[Any], axis: int = -1) -> NDArray[Any]:
-    """Mean of the second over mean of the first."""
-    return second.mean(axis) / first.mean(axis)
-
-
-def bootstrap_means(
-    values: NDArray[np.float64], statistic: Callable[..., Any], options: Options
-) -> tuple[float, list[float] | None]:
-    """A statistic of `[K, images]` and its 95 % percentile interval; None with fewer than two."""
-    from scipy.stats import bootstrap
-
-    if values.shape[1] < 2:
-        return float(statistic(*values, axis=-1)) if values.size else float("nan"), None
-    ends = bootstrap(
-        tuple(values),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=options.resamples,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(options.seed),
-    ).confidence_interval
-    return float(statistic(*values, axis=-1)), [float(ends.low), float(ends.high)]
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The means of every measure, and their ratio to the first setting's, as a Markdown table."""
-    names = list(report["settings"])
-    rows = [["mean over images", "images", *names]]
-    ratios = [["ratio to the first", "", *names[1:]]]
-    for measure, title in MEASURES.items():
-        cells = [report["settings"][name]["measures"].get(measure) for name in names]
-        if cells[0] is None:
-            continue
-        shown = [number(c and c["mean"], c and c["interval"]) for c in cells]
-        rows.append([title, str(cells[0]["images"]), *shown])
-        if measure != "area":
-            shown = [number(c and c["ratio"], c and c["ratio_interval"]) for c in cells[1:]]
-            ratios.append([title, str(cells[0]["images"]), *shown])
-    lines = table(rows) + (["", *table(ratios)] if len(names) > 1 else [])
-    notes = [f"Left out: {MEASURES[m]}: {why}." for m, why in report["left_out"].items()]
-    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
-
-
-def number(value: float | None, interval: list[float] | None) -> str:
-    """As "0.85 [0.80, 0.89]"."""
-    if value is None:
-        return ""
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-def figure(found: Found, order: list[str], file: Path) -> None:
-    """Image, patch and Grad-CAM of each setting, as Figure 3 of Rieger et al. 2019."""
-    names = [n for n in found.images if all((setting, n) in found.pictures for setting in order)]
-    if not names:
-        return
-    columns = [
-        Column("image", np.stack([found.images[name][0] for name in names])),
-        Column("patch", np.stack([found.images[name][1] for name in names])),
-    ]
-    for setting in order:
-        pictures = [found.pictures[setting, name] for name in names]
-        title = setting.replace(", ", "\n")
-        columns.append(Column(title, np.stack([p for p, _ in pictures]), [c for _, c in pictures]))
-    draw(columns, "Grad-CAM of the true class", file)
-
-
-# --- The command ---------------------------------------------------------------------------------
-
-
-def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
-    """Judge the runs below `folders`, and write what came of it to `out`.
-
-    Returns:
-        What evidence.json holds.
-
-    Raises:
-        CdepError: no finished run, or one whose images cannot be judged.
-    """
-    chosen = settings(folders)
-    out.mkdir(parents=True, exist_ok=True)
-    order, found = [setting.name for setting in chosen], Found()
-    with tqdm(desc="evidence", unit=" portions", disable=not sys.stderr.isatty()) as bar:
-        for setting in chosen:
-            for folder in setting.folders:
-                judge(setting.name, folder, options, found, bar)
-    report = {
-        "split": options.split,
-        "limit": options.limit,
-        "seed": options.seed,
-        "resamples": options.resamples,
-        "relu": options.relu,
-        "settings": described(chosen, summarise(found, order, options)),
-        "left_out": found.left_out,
-    }
-    rows = pd.DataFrame(found.rows, columns=["setting", "id", "measure", "value"])
-    write_atomic(out / "evidence.csv", rows.to_csv(index=False).encode())
-    write_atomic(out / "evidence.md", markdown(report).encode())
-    figure(found, order, out / "evidence.png")
-    write_json(out / "evidence.json", report)
-    return report
-
-
-def described(chosen: list[Setting], summary: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The measures of each setting, with how many runs they come from and of which code."""
-    return {
-        one.name: {
-            "runs": len(one.folders), "commits": one.commits, "measures": summary[one.name]
-        }
-        for one in chosen
-    }  # fmt: skip
-
-
-def main() -> None:
-    """Judge finished runs and print the table."""
-    standard = Options()
-    parser = argparse.ArgumentParser(
-        prog="python -m cdep_run.evidence", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("folders", type=Path, nargs="+", help="with finished runs, at any depth")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is found")
-    parser.add_argument("--split", default=standard.split, help="images to judge on (test)")
-    parser.add_argument("--limit", type=int, help="at most so many images of each kind and run")
-    parser.add_argument("--avoid", type=Path, help="masks <id>.png that stickers must not cover")
-    parser.add_argument("--seed", type=int, default=standard.seed, help="of stickers and bootstrap")
-    parser.add_argument("--resamples", type=int, default=standard.resamples, help="of bootstrap")
-    parser.add_argument("--relu", default=standard.relu, choices=("symmetric", "asymmetric"))
-    parser.add_argument("--examples", type=int, default=standard.examples, help="in the figure (6)")
-    arguments = vars(parser.parse_args())
-    folders, out = arguments.pop("folders"), arguments.pop("out")
-    try:
-        for name, least in {"limit": 1, "resamples": 1, "examples": 0, "seed": 0}.items():
-            if arguments[name] is not None and arguments[name] < least:
-                raise ConfigError(f"--{name} is {arguments[name]}; accepted: {least} or more")
-        print(markdown(write(folders, out, Options(**arguments))), end="")
-    except (CdepError, OSError) as error:
-        sys.exit(f"cdep_run.evidence: error: {error}")
-
-
-if __name__ == "__main__":
-    main()
