@@ -33,7 +33,7 @@ WORDS = ["the", "a", "that", "fine", "film", "bad", "plot", "joy", "bore", "text
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path) -> Path:
     """A treebank of five trees in every part, with vectors of three numbers."""
     (tmp_path / "sst" / "trees").mkdir(parents=True)
     (tmp_path / "glove").mkdir()
@@ -41,8 +41,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "sst" / "trees" / f"{part}.txt").write_text("\n".join(TREES) + "\n")
     lines = [f"{word} {i}.5 {-i} 1\n" for i, word in enumerate(WORDS)]
     (tmp_path / "glove" / "tiny.txt").write_text("".join(lines))
-    own = treebank.treebank
-    monkeypatch.setattr(sst, "treebank", lambda *args: own(*args, sums=None))
     return tmp_path
 
 
@@ -50,7 +48,8 @@ def decoy(data: Path, **changes) -> Bunch:
     arguments = {
         "variant": "sst_decoy", "words": ["video", "text"], "neutral": None, "biased": True,
         "held_out": 0, "max_length": 60, "seed": 0,
-        "data_dir": data, "download": False, "cache_dir": data / "kept", "vectors": "tiny",
+        "data_dir": data, "download": False, "check_sums": False, "cache_dir": data / "kept",
+        "vectors": "tiny",
     } | changes  # fmt: skip
     return sst.sst(**{"penalised": arguments["words"]} | arguments)
 
@@ -249,6 +248,25 @@ def test_a_line_that_is_no_tree_is_named(data: Path) -> None:
         decoy(data)
 
 
+def test_trees_of_another_sum_are_refused_unless_they_are_ones_own(data: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.txt is damaged.*dataset\.check_sums=false"):
+        decoy(data, check_sums=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"\xff", "not text in UTF-8")]
+)
+def test_a_file_without_text_is_named(data: Path, content: bytes, message: str) -> None:
+    (data / "sst" / "trees" / "dev.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"dev\.txt {message}|dev\.txt is {message}"):
+        decoy(data)
+
+
+def test_words_that_no_sentence_holds_are_named(data: Path) -> None:
+    with pytest.raises(DataError, match=r"split val lacks phrases of both classes.* bad or worse"):
+        articles(data, words=["bad", "worse"])
+
+
 def test_a_label_outside_the_classes_is_named(data: Path) -> None:
     (data / "sst" / "trees" / "dev.txt").write_text("(7 (2 so) (2 so))\n")
     with pytest.raises(DataError, match=r"line 1: labels must be 0 to 4"):
@@ -302,7 +320,7 @@ def test_settings_that_cannot_be_are_named(data: Path, changes: dict, message: s
 
 def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt.* not found .*fetch http.*unpack"):
-        treebank.treebank(tmp_path, False, tmp_path)
+        treebank.treebank(tmp_path, False, True, tmp_path)
     (tmp_path / "glove").mkdir()
     (tmp_path / "glove" / "glove.6B.50d.txt").write_text("a 1\n")
     with pytest.raises(DataError, match=r"dataset\.vectors=glove\.6B\.50d"):
@@ -318,7 +336,12 @@ SUMS = {
 
 @needs_data
 def test_the_real_variants_have_the_published_sizes(tmp_path: Path) -> None:
-    source = {"data_dir": DATA, "cache_dir": tmp_path, "vectors": "glove.6B.50d"}
+    source = {
+        "data_dir": DATA,
+        "check_sums": True,
+        "cache_dir": tmp_path,
+        "vectors": "glove.6B.50d",
+    }
     decoyed, article = decoy(tmp_path, **source), articles(tmp_path, **source)
     gender = articles(tmp_path, variant="sst_gender", words=["he", "she"], neutral="who", **source)
     assert [len(decoyed.splits[s]) for s in ("train", "val", "test")] == [6920, 872, 1821]

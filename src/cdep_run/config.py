@@ -114,6 +114,7 @@ class Sst(Dataset):
     variant: str = MISSING
     data_dir: str = MISSING
     download: bool = MISSING
+    check_sums: bool = MISSING
     cache_dir: str = MISSING
     vectors: str = MISSING
     words: list[str] = MISSING

@@ -289,6 +289,25 @@ def as_png(sentences: Sequence[Sentence], title: str) -> bytes:
 # --- The command ---------------------------------------------------------------------------------
 
 
+def load_text(folder: Path) -> tuple[nn.Module, Bunch]:
+    """The model and the data of a finished run on text of two classes.
+
+    Raises:
+        CdepError: it did not finish, or is not on such text.
+    """
+    model, data = load(folder)
+    if data.vocabulary is None or data.num_classes != 2:
+        raise ConfigError(f"{folder}: {data.name} is not text of two classes")
+    return model, data
+
+
+def run_name(folder: Path) -> str:
+    """What to call the setting of a finished run: penalty, form and λ."""
+    penalty = (read_result(folder) or {})["config"]["penalty"]
+    name = " ".join([penalty["name"], *([penalty["form"]] if "form" in penalty else [])])
+    return f"{name} λ = {penalty['strength']:g}"
+
+
 def load_all(folders: Sequence[Path]) -> tuple[dict[str, nn.Module], Bunch]:
     """The models of finished runs on the same text of two classes, by name, and the data.
 
@@ -297,14 +316,10 @@ def load_all(folders: Sequence[Path]) -> tuple[dict[str, nn.Module], Bunch]:
     """
     models, bunch = {}, None
     for folder in folders:
-        model, data = load(folder)
-        if data.vocabulary is None or data.num_classes != 2:
-            raise ConfigError(f"{folder}: {data.name} is not text of two classes")
+        model, data = load_text(folder)
         if bunch is not None and data.fingerprint != bunch.fingerprint:
             raise ConfigError(f"{folder} was trained on other data than {folders[0]}")
-        penalty = (read_result(folder) or {})["config"]["penalty"]
-        name = " ".join([penalty["name"], *([penalty["form"]] if "form" in penalty else [])])
-        name += f" λ = {penalty['strength']:g}"
+        name = run_name(folder)
         models[name if name not in models else f"{name}, {folder}"], bunch = model, data
     assert bunch is not None
     return models, bunch

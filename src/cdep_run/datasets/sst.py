@@ -101,6 +101,7 @@ def sst(
     variant: str,
     data_dir: str | Path,
     download: bool,
+    check_sums: bool,
     cache_dir: str | Path,
     vectors: str,
     seed: int,
@@ -125,7 +126,7 @@ def sst(
 
     Args:
         variant: name of the data set.
-        data_dir, download, cache_dir: see `treebank`.
+        data_dir, download, check_sums, cache_dir: see `treebank`.
         vectors: see `word_vectors`.
         seed: of the places and of what is held out.
         words: of negative and of positive phrases.
@@ -142,7 +143,7 @@ def sst(
     """
     if not 0 <= held_out < 1:
         raise DataError(f"dataset.held_out is {held_out}; it is a share, 0 or more and below 1")
-    bank = treebank(data_dir, download, cache_dir)
+    bank = treebank(data_dir, download, check_sums, cache_dir)
     ids = _ids(bank, words)
     that = None if neutral is None else _id(bank, neutral)
     generator = torch.Generator().manual_seed(seed)
@@ -180,9 +181,8 @@ def sst(
         splits[split] = TextSplit(planted, first_word(planted, ids))
     for split, phrases in splits.items():
         if len(phrases.labels.unique()) < 2:
-            raise DataError(
-                f"{variant}: split {split} has {len(phrases)} phrases of one class only"
-            )
+            held = "" if neutral is None else f" that hold {' or '.join(words)}"
+            raise DataError(f"{variant}: split {split} lacks phrases of both classes{held}")
     matrix, unknown = word_vectors(data_dir, vectors, download, cache_dir, bank.vocabulary)
     if set(words) <= set(unknown):
         raise DataError(f"{vectors} has no vector of any of the words {', '.join(sorted(words))}")

@@ -69,16 +69,16 @@ class Treebank:
 def treebank(
     data_dir: str | Path,
     download: bool,
+    check_sums: bool,
     cache_dir: str | Path,
-    sums: dict[str, str] | None = SHA256,
 ) -> Treebank:
     """The Stanford Sentiment Treebank (Socher et al. 2013) with all its subtrees.
 
     Args:
         data_dir: holds `sst/trees/{train,dev,test}.txt`, one bracketed tree a line.
         download: fetch them (6.2 MB unpacked) when absent.
+        check_sums: the files must be those of the treebank; False: trees of a user's own will do.
         cache_dir: where the parsed trees are kept.
-        sums: SHA-256 of each file; None: any trees, of a user's own.
 
     Raises:
         DataError: a file absent and not to be had, damaged, or not made of trees.
@@ -90,10 +90,11 @@ def treebank(
         _fetch_trees(folder, missing, download)
     found = {part: _sha256(path) for part, path in files.items()}
     for part, path in files.items():
-        if sums is not None and found[part] != sums[part]:
+        if check_sums and found[part] != SHA256[part]:
             raise DataError(
-                f"{path} is damaged: its SHA-256 should be {sums[part]} but is {found[part]}. "
-                "Delete it and run again with dataset.download=true"
+                f"{path} is damaged: its SHA-256 should be {SHA256[part]} but is {found[part]}. "
+                "Delete it and run again with dataset.download=true, or, if these are trees of "
+                "your own, say dataset.check_sums=false"
             )
     name = hashlib.sha256("".join(found.values()).encode()).hexdigest()[:16]
     kept = _cache(cache_dir) / f"treebank-{name}.pt"
@@ -116,7 +117,7 @@ def _parse(files: dict[str, Path]) -> dict:
     read: dict[str, dict[str, list]] = {}
     for part, path in files.items():
         columns: dict[str, list] = {"lengths": [], "labels": [], "sentence": [], "whole": []}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for number, line in enumerate(_lines(path)):
             try:
                 phrases = Example.fromtree(line, fields, True)
                 labels = [int(phrase.label) for phrase in phrases]
@@ -142,6 +143,16 @@ def _parse(files: dict[str, Path]) -> dict:
         for (part, columns), own in zip(read.items(), shares, strict=True)
     }
     return {"parts": parts, "vocabulary": [PADDING, UNKNOWN, *vocabulary.tolist()]}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text in UTF-8 ({error})") from error
+    if not lines:
+        raise DataError(f"{path} is empty")
+    return lines
 
 
 def word_vectors(
@@ -239,11 +250,10 @@ def _fetch_vectors(path: Path, download: bool) -> None:
     url = GloVe.url["6B"]
     absent = f"{path.name} not found in {path.parent}"
     others = sorted(other.stem for other in path.parent.glob("*.txt"))
-    by_hand = f"fetch {url} and unpack {path.name} into {path.parent}"
-    if others:
-        by_hand += f"; or use what is there: dataset.vectors={others[0]}"
+    there = f"; or use what is there: dataset.vectors={others[0]}" if others else ""
+    by_hand = f"fetch {url} and unpack {path.name} into {path.parent}{there}"
     if not path.stem.startswith("glove.6B."):
-        raise DataError(f"{absent}, and only glove.6B.* can be downloaded")
+        raise DataError(f"{absent}, and only glove.6B.* can be downloaded{there}")
     with _archive(url, absent, by_hand, download, GLOVE_SHA256) as archive:
         if path.name not in archive.namelist():
             raise DataError(f"{absent}; the archive has {', '.join(archive.namelist())}")
