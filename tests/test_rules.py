@@ -175,6 +175,35 @@ OPS: dict[str, tuple] = {
     "in place": (in_place,),
     "control flow": (branch,),
     "glu": (lambda x: F.glu(x, 1),),
+    "bounds": (
+        lambda x: torch.maximum(x, torch.tensor(-0.3)) + x.clamp(torch.tensor(-0.5), torch.ones(6)),
+    ),
+    "steps": (lambda x: x + 0.1 * (x * 3).round() + x.sign(),),
+    "extremes": (lambda x: x.aminmax(dim=1).max - torch.amin(input=x, dim=1),),
+    "cross product": (lambda x: torch.cross(x[:, :3], x[:, 1:], dim=1),),
+    "running product": (lambda x: x.cumprod(1),),
+    "sum of quotients": (lambda x: torch.addcdiv(x, x, x.abs() + 1, value=0.5) - torch.erfc(x),),
+    "powers of a number": (lambda x: torch.pow(2.0, x) + torch.ones(6).add(1) ** x,),
+    "keywords": (
+        lambda x: torch.where(
+            condition=x > 0,
+            input=F.conv2d(input=x, weight=torch.ones(4, 4, 1, 1), bias=torch.ones(4)),
+            other=torch.add(input=x, other=torch.matmul(input=x, other=x), alpha=2),
+        ),
+    ),
+    "scattered": (
+        lambda x: (
+            torch.zeros_like(x).scatter_reduce(
+                dim=1, index=torch.zeros(SHAPE, dtype=torch.long), src=x, reduce="mean"
+            )
+            + x.masked_scatter(x > 0, x.flip(1).flatten())
+        ),
+    ),
+    "spectrogram": (
+        lambda x: torch.stft(
+            x.flatten(1), 16, window=torch.hann_window(16), return_complex=True
+        ).abs(),
+    ),
 }
 ACTIVATIONS = {
     name: getattr(nn, name)
@@ -345,6 +374,77 @@ def test_an_embedding_bag_is_a_mean_of_vectors():
     model = nn.Sequential(nn.EmbeddingBag(20, 5, mode="mean"))
     expected = (model[0].weight[ids] * mask[..., None]).mean(1)
     torch.testing.assert_close(decompose(model, ids, mask).relevant, expected)
+
+
+def test_padding_and_weights_of_an_embedding_bag():
+    ids, mask = torch.randint(20, (3, 7)), torch.rand(3, 7) < 0.5
+    ids[:, 5:] = 0
+    bag = nn.EmbeddingBag(20, 5, mode="mean", padding_idx=0)
+    parts = decompose(bag, ids, mask)
+    torch.testing.assert_close(parts.total, bag(ids))
+    inside = (bag.weight[ids] * (mask & (ids != 0))[..., None]).sum(1)
+    torch.testing.assert_close(parts.relevant, inside / (ids != 0).sum(1, keepdim=True))
+    weights = torch.rand(3, 7)
+    bag = nn.EmbeddingBag(20, 5, mode="sum")
+    weighted = decompose(bag, ids, mask, per_sample_weights=weights)
+    torch.testing.assert_close(weighted.total, bag(ids, per_sample_weights=weights))
+
+
+def hashed(ids: Tensor) -> Tensor:
+    return (ids * 7 + 3) % 20
+
+
+def shifted(ids: Tensor) -> Tensor:
+    return torch.maximum(ids.clamp(max=15) - 2, ids // 2).abs()
+
+
+def reversed_by_table(ids: Tensor) -> Tensor:
+    return torch.arange(20).flip(0)[ids]
+
+
+@pytest.mark.parametrize("change", [hashed, shifted, reversed_by_table])
+@pytest.mark.parametrize("look_up", [lambda w, i: w[i], lambda w, i: F.embedding(i, w)])
+def test_arithmetic_on_ids_and_tables_of_them_keep_the_mask(change, look_up):
+    ids, mask, table = torch.randint(20, (3, 7)), torch.rand(3, 7) < 0.5, torch.randn(20, 5)
+    expected = (table[change(ids)] * mask[..., None]).mean(1)
+    ours = decompose(lambda i: look_up(table, change(i)).mean(1), ids, mask)
+    torch.testing.assert_close(ours.relevant, expected)
+
+
+def test_a_table_indexed_by_ids_among_others_is_refused():
+    with pytest.raises(MissingRuleError, match="embedding"):
+        decompose(
+            lambda i: torch.ones(3, 20)[torch.arange(3)[:, None], i],
+            torch.randint(20, (3, 7)),
+            torch.ones(3, 7, dtype=torch.bool),
+        )
+
+
+STAND_INS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "infinity": lambda scores, padding: scores.masked_fill(padding, float("-inf")),
+    "filled": lambda scores, padding: scores.masked_fill(padding, -1e9),
+    "added": lambda scores, padding: scores + padding.to(scores.dtype) * -1e4,
+    "chosen": lambda scores, padding: torch.where(padding, -1e9, scores),
+    "multiplied": lambda scores, padding: scores * ~padding - 1e10 * padding,
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_padding_says_nothing_however_attention_is_kept_from_it(name):
+    words, matrix = torch.randn(20, 5), torch.randn(5, 5)
+
+    def model(ids: Tensor) -> Tensor:
+        x = F.embedding(ids, words)
+        scores = STAND_INS[name](x @ matrix @ x.mT, (ids == 0)[:, None])
+        return (scores.softmax(-1) @ x)[:, 0]
+
+    ids, mask = torch.randint(1, 20, (3, 7)), torch.rand(3, 7) < 0.5
+    ours, padded = (
+        decompose(model, ids, mask),
+        decompose(model, *(F.pad(t, (0, 4)) for t in (ids, mask))),
+    )
+    torch.testing.assert_close(padded.relevant, ours.relevant)
+    torch.testing.assert_close(padded.total, model(ids))
 
 
 # --- Training mode -------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def decompose(
     except MissingRuleError as error:
         if error.module_path is not None:
             raise
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
         cure = "Decompose the module as it was before torch.jit." if scripted else error.cure
         raise MissingRuleError(error.name, _module_path(model, error), cure) from None
     output = _logits(output)
@@ -199,7 +200,8 @@ def _part(x: Tensor, mask: Tensor, boxes: Sequence[Box] | None) -> Part:
 
 def _module_path(model: nn.Module, error: BaseException) -> str:
     """Name of the innermost submodule whose forward was running when `error` was raised."""
-    names = {id(module): name for name, module in model.named_modules()}
+    named = model.named_modules() if isinstance(model, nn.Module) else ()
+    names = {id(module): name for name, module in named}
     path, traceback = "", error.__traceback__
     while traceback is not None:
         owner = traceback.tb_frame.f_locals.get("self")

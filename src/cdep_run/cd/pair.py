@@ -17,6 +17,15 @@ from cdep_run.cd.windows import Windows, inside
 
 Part = Tensor | Windows
 
+OPERANDS = (
+    "condition",
+    "input",
+    "other",
+    *(f"{kind}{k}" for kind in ("mat", "batch", "tensor") for k in "12"),
+    "exponent",
+)
+"""Names of the first arguments of torch functions, in their order: rules get them by position."""
+
 
 class Pair(torch.Tensor):
     """A tensor together with what each of G feature groups contributed to it.
@@ -87,9 +96,16 @@ class Pair(torch.Tensor):
         if _gradient_wanted.get() and not torch.is_grad_enabled():
             _refuse_autograd_functions()
         kwargs = dict(kwargs) if kwargs else {}
+        if kwargs:
+            args = (*args, *(kwargs.pop(name) for name in OPERANDS if name in kwargs))
         rule, func, in_place = registry.find(func)
         in_place = kwargs.pop("inplace", False) or in_place
-        result = rule(func, *args, **kwargs)
+        if in_place and isinstance(args[0], Pair) and args[0]._aliased:
+            # What the rule keeps for the backward pass must not be what is written to.
+            before = args[0].map(args[0].total.clone(), torch.clone)
+            result = rule(func, before, *args[1:], **kwargs)
+        else:
+            result = rule(func, *args, **kwargs)
         if not in_place:
             return result
         if not isinstance(args[0], Pair):
@@ -102,7 +118,10 @@ class Pair(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         # Only code that bypasses __torch_function__ (scripted modules, C++ extensions) gets here.
-        raise registry.MissingRuleError(f"{func}, called from scripted or C++ code")
+        raise registry.MissingRuleError(
+            f"{func}, called from scripted or C++ code",
+            cure="Rules see torch functions alone: write this step with them.",
+        )
 
 
 _gradient_wanted: ContextVar[bool] = ContextVar("gradient_wanted", default=False)
@@ -129,8 +148,8 @@ def _refuse_autograd_functions() -> None:
         if frame.f_code in forwards:
             raise registry.MissingRuleError(
                 f"{forwards[frame.f_code]}.apply, a torch.autograd.Function",
-                cure="Its backward would lose the parts: write its forward as ordinary torch ops, "
-                "or decompose under torch.no_grad().",
+                cure="Its backward would lose the parts: write its forward as ordinary torch ops "
+                "(a checkpoint: with use_reentrant=False), or decompose under torch.no_grad().",
             )
         frame = frame.f_back
 

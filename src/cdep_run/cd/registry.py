@@ -54,7 +54,7 @@ class MissingRuleError(NotImplementedError):
             + (
                 cure
                 or f"Register one:\n"
-                f"    @cdep_run.cd.register_rule({name})\n"
+                f"    @cdep_run.cd.register_rule({name.partition(' ')[0]})\n"
                 f"    def my_rule(func, x, *args, **kwargs):  # x is a cdep_run.cd.Pair\n"
                 f"        return x.map(func(x.total, *args, **kwargs), lambda relevant: ...)"
             )
@@ -98,12 +98,14 @@ def register_rule(*functions: Callable | str) -> Callable[[Rule], Rule]:
 
 def describe(func: Callable) -> str:
     """A name for `func` that a user can write down: `torch.sigmoid`, `torch.nn.functional.silu`."""
-    name = getattr(func, "__name__", repr(func))
+    own_name = getattr(func, "__name__", repr(func))
     for namespace in _NAMESPACES:
-        if getattr(namespace, name, None) is func:
-            owner = "torch.Tensor" if namespace is torch.Tensor else namespace.__name__
-            return f"{owner}.{name}"
-    return f"{getattr(func, '__module__', None) or 'torch'}.{name}"
+        for name in (own_name, own_name.partition("_")[2]):  # linalg_solve is torch.linalg.solve
+            if name and getattr(namespace, name, None) is func:
+                owner = "torch.Tensor" if namespace is torch.Tensor else namespace.__name__
+                return f"{owner}.{name}"
+    module = getattr(func, "__module__", None) or "torch"
+    return f"{module.replace('torch._ops', 'torch.ops')}.{own_name}"
 
 
 def _out_of_place(func: Callable) -> Callable | None:

@@ -3,6 +3,7 @@
 from cdep_run.cd.rules import (
     activations,
     attention,
+    ids,
     linear,
     normalisation,
     pooling,
@@ -15,6 +16,7 @@ from cdep_run.cd.rules import (
 __all__ = [
     "activations",
     "attention",
+    "ids",
     "linear",
     "normalisation",
     "pooling",

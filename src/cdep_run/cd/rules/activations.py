@@ -11,8 +11,9 @@ import math
 
 import torch
 
-from cdep_run.cd.pair import total_of
+from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule, variant
+from cdep_run.cd.rules.ids import or_ids
 
 CENTRED = {
     "sigmoid": lambda x: torch.tanh(x / 2) / 2,
@@ -23,6 +24,7 @@ CENTRED = {
 """f − f(0) without rounding error at small x, where the constant f(0) would swallow it."""
 
 
+@or_ids
 def symmetric(func, x, *args, **kwargs):
     """½[g(β) + g(β+γ) − g(γ)] with g = f − f(0); the constant f(0) is shared out like a bias.
 
@@ -31,20 +33,23 @@ def symmetric(func, x, *args, **kwargs):
     total = func(x.total, *args, **kwargs)
     at_zero = float(func(torch.zeros((), dtype=x.total.dtype), *args, **kwargs))
     g = CENTRED.get(func.__name__, lambda x: func(x, *args, **kwargs) - at_zero)
+    return x.map_elements(
+        total, lambda *values: symmetric_part(g, at_zero, *values), x.total, total
+    )
 
-    def part(rel, before, after):
-        rest = before - rel
-        all_of_it = g(before)
-        own = (g(rel) + (all_of_it - g(rest))) / 2
-        own = torch.where(rel == 0, 0, own)  # vectorised f differs from place to place by rounding
-        if at_zero == 0:
-            return own
-        info = torch.finfo(own.dtype)
-        size = own.abs() + info.eps * rel.abs()
-        both = size + (all_of_it - own).abs() + info.eps * rest.abs() + info.tiny
-        return settled(own, at_zero, size / both, after)
 
-    return x.map_elements(total, part, x.total, total)
+def symmetric_part(g, at_zero, rel, before, after):
+    """The relevant part of f(β + γ): `before` is β + γ, `after` f of it, `at_zero` f(0)."""
+    rest = before - rel
+    all_of_it = g(before)
+    own = (g(rel) + (all_of_it - g(rest))) / 2
+    own = torch.where(rel == 0, 0, own)  # vectorised f differs from place to place by rounding
+    if isinstance(at_zero, float) and at_zero == 0:
+        return own
+    info = torch.finfo(own.dtype)
+    size = own.abs() + info.eps * rel.abs()
+    both = size + (all_of_it - own).abs() + info.eps * rest.abs() + info.tiny
+    return settled(own, at_zero, size / both, after)
 
 
 def settled(own, at_zero, share, total):
@@ -54,8 +59,8 @@ def settled(own, at_zero, share, total):
 
 
 SYMMETRIC = """tanh sigmoid softsign softplus logsigmoid tanhshrink softshrink hardshrink threshold
-    hardsigmoid abs square exp expm1 erf sin cos tan sinh cosh atan arctan asinh arcsinh
-    deg2rad rad2deg sinc log1p logit"""
+    hardsigmoid abs square exp expm1 erf erfc sin cos tan sinh cosh atan arctan asinh arcsinh
+    deg2rad rad2deg sinc log1p logit sign sgn round floor ceil trunc frac"""
 register_rule(*SYMMETRIC.split())(symmetric)
 
 
@@ -92,6 +97,7 @@ def rrelu(func, x, lower=1 / 8, upper=1 / 3, training=False):
 
 
 @register_rule("clamp", "clip", "hardtanh", "clamp_min", "clamp_max")
+@or_ids
 def clips(func, x, *args, **kwargs):
     """A rectifier where the lower bound is 0 (ReLU written as a clamp), symmetric otherwise.
 
@@ -122,8 +128,11 @@ register_rule("sqrt", "log", "log2", "log10", "asin", "acos", "atanh", "acosh", 
 
 
 @register_rule("pow", "float_power")
+@or_ids
 def power(func, x, exponent):
     """Whole positive powers are symmetric (x² gives β(β + γ), as a product does)."""
+    if not isinstance(x, Pair):
+        return exponential(func, exponent, x)
     exponent = total_of(exponent)
     whole = isinstance(exponent, (int, float)) and exponent > 0 and exponent == int(exponent)
     if not whole and isinstance(exponent, (int, float)) and exponent < 0:
@@ -134,7 +143,7 @@ def power(func, x, exponent):
 @register_rule(torch.Tensor.__rpow__)
 def exponential(func, x, base):
     """base ** x as exp(x · log base)."""
-    return torch.exp(x * math.log(base))
+    return torch.exp(x * (torch.log(base) if isinstance(base, torch.Tensor) else math.log(base)))
 
 
 @register_rule("glu")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
+from cdep_run.cd.rules.ids import or_ids
 from cdep_run.cd.rules.linear import share_bias
 
 
@@ -46,6 +47,12 @@ def multiplies(func, x, y):
     return product(func, x, y)
 
 
+@register_rule("cross")
+def cross(func, x, y, **kwargs):
+    """Linear in each operand."""
+    return product(lambda a, b: func(a, b, **kwargs), x, y)
+
+
 @register_rule(Tensor.__rmatmul__)
 def multiplies_from_the_right(func, x, y):
     """y @ x."""
@@ -53,6 +60,7 @@ def multiplies_from_the_right(func, x, y):
 
 
 @register_rule("mul", Tensor.__rmul__)
+@or_ids
 def scales(func, x, y):
     """Elementwise; a number scales the parts inside their windows."""
     if isinstance(x, (int, float)):
@@ -98,13 +106,19 @@ def add_elementwise_product(func, bias, x, y, *, value=1):
     return bias + value * (x * y)
 
 
+@register_rule("addcdiv")
+def add_quotient(func, bias, x, y, *, value=1):
+    """b + value·x / y."""
+    return bias + value * (x / y)
+
+
 @register_rule("lerp")
 def lerp(func, start, end, weight):
     """start + weight·(end − start)."""
     return start + weight * (end - start)
 
 
-@register_rule("prod")
+@register_rule("prod", "cumprod")
 def multiplies_all(func, x, *args, **kwargs):
     """½[f(β) + f(β+γ) − f(γ)], the Shapley value of a product of any number of factors."""
     total = func(x.total, *args, **kwargs)
@@ -153,6 +167,7 @@ def normalisers(func, x, *args, **kwargs):
 
 
 @register_rule("add", "sub", "subtract", Tensor.__radd__)
+@or_ids
 def adds(func, x, y, **kwargs):
     """a ± b: part by part. A constant has no part of its own: it is shared out like a bias."""
     pair, constant = (x, y) if isinstance(x, Pair) else (y, x)
@@ -160,11 +175,8 @@ def adds(func, x, y, **kwargs):
         total = func(x.total, y.total, **kwargs)
         columns = zip(x.dense(), y.dense(), strict=True)
         return Pair(total, tuple(func(a, b, **kwargs).expand(total.shape) for a, b in columns))
-    if not pair.total.is_floating_point():  # token ids: the mask stays what it was
-        total = func(total_of(x), total_of(y), **kwargs)
-        return Pair(total, tuple(mask.expand(total.shape) for mask in pair.dense()))
     if isinstance(constant, (int, float)) and constant == 0 and func.__name__ != "sub":
-        return pair
+        return pair.map_elements(func(*total_of((x, y))), torch.clone)  # as `sum` begins
     zero = pair.total.new_zeros(())
     if pair is not x:
         pair = y.map_elements(func(zero, y.total, **kwargs), lambda rel: func(zero, rel, **kwargs))

@@ -6,6 +6,8 @@ import torch
 
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule
+from cdep_run.cd.rules.activations import symmetric_part
+from cdep_run.cd.rules.ids import or_ids
 
 
 @register_rule(
@@ -71,8 +73,18 @@ def _extreme_over(func, x: Pair, dims, keepdim: bool) -> Pair:
 
 
 @register_rule("maximum", "minimum", "fmax", "fmin")
+@or_ids
 def extremum(func, x, y):
-    """The larger (smaller) of two, wherever the total is; ties go to the first."""
+    """The larger (smaller) of two, wherever the total is; ties go to the first.
+
+    Of one and a constant c it is a function of the one, f(x) = max(x, c): by the symmetric rule.
+    """
+    pair, constant = (x, y) if isinstance(x, Pair) else (y, x)
+    if not isinstance(constant, Pair):
+        at_zero, total = func(torch.zeros_like(constant), constant), func(pair.total, constant)
+        pair = pair.map(pair.total.expand_as(total), lambda rel: rel.expand_as(total))
+        g = lambda value: func(value, constant) - at_zero  # noqa: E731
+        return pair.map(total, lambda rel: symmetric_part(g, at_zero, rel, pair.total, total))
     larger = total_of(x) >= total_of(y)
     if "min" in func.__name__:
         larger = total_of(x) <= total_of(y)
@@ -103,3 +115,15 @@ def masked_fill(func, x, mask, value):
     if isinstance(value, Pair):
         return torch.where(mask, value, x)
     return x.map(total, lambda rel: func(rel, mask, 0))
+
+
+@register_rule("index_fill")
+def index_fill(func, x, dim, index, value):
+    """As `masked_fill`."""
+    return x.map(func(x.total, dim, index, value), lambda rel: func(rel, dim, index, 0))
+
+
+@register_rule("aminmax")
+def smallest_and_largest(func, x, **kwargs):
+    """As `amin` and `amax`."""
+    return torch.return_types.aminmax((x.amin(**kwargs), x.amax(**kwargs)))

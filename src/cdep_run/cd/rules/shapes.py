@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.cd.pair import Constant, Pair, total_of
-from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
+from cdep_run.cd.registry import MissingRuleError, describe, register_rule
 
 
 def moves(func, x, *args, **kwargs):
@@ -19,7 +18,8 @@ def moves(func, x, *args, **kwargs):
     if args or kwargs:
         args, kwargs = total_of(args), total_of(kwargs)
     total = func(x.total, *args, **kwargs)
-    parts = x.parts = tuple(x.dense())  # so that views of them stay views
+    # So that views of them stay views, and are views where the total's are.
+    parts = x.parts = tuple(_laid_out_as(x.total, part) for part in x.dense())
     columns = [func(part, *args, **kwargs) for part in parts]
     if isinstance(total, (tuple, list)):
         return tuple(
@@ -27,6 +27,14 @@ def moves(func, x, *args, **kwargs):
             for t, part in zip(total, zip(*columns, strict=True), strict=True)
         )
     return _view(x, Pair(total, tuple(columns)))
+
+
+def _laid_out_as(total: Tensor, part: Tensor) -> Tensor:
+    """The part with the total's strides: whether `reshape` copies depends on them."""
+    if part.stride() == total.stride():
+        return part
+    new = torch.empty_like(total, dtype=part.dtype)
+    return new.copy_(part) if new.stride() == total.stride() else part
 
 
 def _view(x: Pair, result: Pair) -> Pair:
@@ -44,17 +52,17 @@ def getters(*names: str) -> list[Callable]:
 MOVES = """flatten unflatten reshape view permute transpose t movedim moveaxis swapaxes swapdims
     squeeze unsqueeze expand broadcast_to narrow chunk split split_with_sizes tensor_split hsplit
     vsplit dsplit unbind roll flip fliplr flipud rot90 contiguous clone detach ravel repeat tile
-    repeat_interleave expand_as view_as reshape_as select index_select gather take take_along_dim
+    repeat_interleave expand_as view_as reshape_as select gather take take_along_dim
     masked_select unfold fold diagonal diag tril triu diag_embed atleast_1d atleast_2d atleast_3d
     adjoint as_strided unsafe_chunk unsafe_split requires_grad_ conj view_as_real view_as_complex
-    sum mean cumsum nansum nanmean trace neg negative positive nan_to_num diff
+    sum mean cumsum nansum nanmean trace positive nan_to_num diff trapezoid trapz
+    gradient stft istft
     interpolate upsample upsample_nearest upsample_bilinear grid_sample affine_grid
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     max_unpool1d max_unpool2d max_unpool3d
     fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift"""
 register_rule(
     *MOVES.split(),
-    Tensor.__getitem__,
     Tensor.__deepcopy__,
     *getters("T", "mT", "H", "mH", "data", "real", "imag"),
 )(moves)
@@ -85,7 +93,9 @@ def pads(func, x, pad, mode="constant", value=None):
     return x.map(func(x.total, pad, mode, value), lambda rel: func(rel, pad, mode))
 
 
-@register_rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
+@register_rule(
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"
+)
 def joins(func, tensors, *args, **kwargs):
     """Concatenation: part by part.
 
@@ -104,7 +114,8 @@ def joins(func, tensors, *args, **kwargs):
         return Pair(
             total, tuple(func(parts, *args, **kwargs) for parts in zip(*columns, strict=True))
         )
-    dim = kwargs.get("dim", args[0] if args else {"hstack": 1, "dstack": 2}.get(func.__name__, 0))
+    own_dim = {"hstack": 1, "column_stack": 1, "dstack": 2}.get(func.__name__, 0)
+    dim = kwargs.get("dim", args[0] if args else own_dim)
     zero = [torch.zeros_like(t) if not isinstance(t, Pair) else None for t in tensors]
     constant = func(
         [torch.zeros_like(t.total) if isinstance(t, Pair) else t for t in tensors], *args, **kwargs
@@ -120,51 +131,6 @@ def joins(func, tensors, *args, **kwargs):
 
     columns = zip(*(pair.dense() for pair in pairs), strict=True)
     return Pair(total, tuple(part(own) for own in columns))
-
-
-@register_rule("embedding")
-def embedding(func, ids, weight, *args, **kwargs):
-    """A token's vector is relevant where its position is in the group.
-
-    Variant "detached" of rule "embedding": gradients do not reach the vectors, as in the published
-    CDEP code (quirk 6 of the protocol).
-    """
-    if not isinstance(ids, Pair):
-        return moves(lambda w: func(ids, w, *args, **kwargs), weight)
-    weight = total_of(weight)
-    if variant("embedding") == "detached":
-        weight = weight.detach()
-    total = func(ids.total, weight, *args, **kwargs)
-    return ids.map(total, lambda mask: total * mask.unsqueeze(-1))
-
-
-@register_rule("embedding_bag")
-def embedding_bag(
-    func,
-    ids,
-    weight,
-    offsets=None,
-    max_norm=None,
-    norm_type=2.0,
-    scale_grad_by_freq=False,
-    mode="mean",
-    sparse=False,
-    per_sample_weights=None,
-    include_last_offset=False,
-    padding_idx=None,
-):
-    """Sum, mean or maximum of the vectors of a row of ids."""
-    if offsets is not None or padding_idx is not None or per_sample_weights is not None:
-        raise MissingRuleError(f"{describe(func)} with offsets, padding or weights")
-    vectors = F.embedding(ids, weight, None, max_norm, norm_type, scale_grad_by_freq, sparse)
-    return {"sum": vectors.sum, "mean": vectors.mean, "max": vectors.amax}[mode](1)
-
-
-@register_rule("one_hot")
-def one_hot(func, ids, num_classes=-1):
-    """As `embedding`."""
-    total = func(ids.total, num_classes)
-    return ids.map(total, lambda mask: mask.unsqueeze(-1))
 
 
 @register_rule(Tensor.__setitem__)
@@ -193,10 +159,18 @@ def overwrites(func, x, value=0, *args):
     return x
 
 
-@register_rule("scatter", "index_copy", "index_add", "scatter_add", "index_put")
+@register_rule(
+    *("scatter", "scatter_add", "scatter_reduce", "masked_scatter"),
+    *("index_copy", "index_add", "index_put"),
+)
 def scatters(func, x, *args, **kwargs):
     """Writes or adds one tensor at places of another; a constant among them is irrelevant."""
-    args = (x, *args)
+    places = ("dim", "mask", "index", "indices", "src", "source", "value", "values", "reduce")
+    args = (x, *args, *(kwargs.pop(name) for name in places if name in kwargs))
+    if func.__name__ == "scatter" and isinstance(args[3], (int, float)):  # a number: also constant
+        args = (*args[:3], torch.full_like(args[2], args[3], dtype=x.dtype), *args[4:])
+    if any(isinstance(a, str) and a not in ("sum", "mean", "add") for a in args):
+        raise MissingRuleError(f"{describe(func)} with reduce={args[-1]!r}")
     groups = len(next(a for a in args if isinstance(a, Pair)).parts)
     columns = [
         tuple(a.dense())
@@ -219,8 +193,7 @@ READS = """size dim ndimension numel nelement element_size stride storage_offset
     get_device argmax argmin argsort nonzero count_nonzero unique
     gt ge lt le eq ne greater greater_equal less less_equal not_equal equal allclose isclose isnan
     isfinite isinf isin isposinf isneginf any all logical_and logical_or logical_not logical_xor
-    bitwise_and bitwise_or bitwise_not sign sgn signbit heaviside round floor ceil trunc
-    floor_divide remainder fmod result_type can_cast searchsorted bucketize bincount
+    bitwise_not signbit heaviside result_type can_cast searchsorted bucketize bincount
     histc bernoulli multinomial"""
 NUMBERS = (
     Tensor.__len__,
@@ -228,7 +201,6 @@ NUMBERS = (
     Tensor.__float__,
     Tensor.__int__,
     Tensor.__index__,
-    Tensor.__floordiv__,
     Tensor.__contains__,
     Tensor.__array__,
     Tensor.__format__,
