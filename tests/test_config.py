@@ -13,7 +13,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from cdep_run.config import check, config_dir, refuse_changes
 from cdep_run.errors import ConfigError
-from cdep_run.train import build, plain
+from cdep_run.train import build, build_optimizer, plain
 from running import composed
 
 
@@ -98,6 +98,7 @@ def test_an_unknown_choice_is_answered_with_the_choices_there_are(group: str) ->
         ("training.patience=-1", "training.patience is -1"),
         ("device=gpu", "device is 'gpu'; accepted: auto, cpu"),
         ("optimizer.lr=-0.1", "optimizer.lr is -0.1"),
+        ("+training.epohs=3", "there is no setting training.epohs; there are batch_size, epochs"),
     ],
 )
 def test_a_value_that_no_run_can_use_is_refused(override: str, words: str) -> None:
@@ -115,6 +116,25 @@ def test_only_what_does_not_change_training_may_change_on_resuming() -> None:
 def test_a_target_that_cannot_be_imported_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no_such_module\.thing cannot be imported"):
         build({"_target_": "no_such_module.thing"})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+penalty.samplse=3", r"CDEP cannot be called so: .*'samplse'"),
+        ("+optimizer.momentum=0.9", r"Adam cannot be called so: .*'momentum'"),
+        ("optimizer.weight_decay=-1", "Adam: Invalid weight_decay value: -1.0"),
+        ("model.hidden=0", "model.hidden is 0; it must be at least 1"),
+    ],
+)
+def test_what_a_part_refuses_is_said_by_its_name(override: str, words: str) -> None:
+    import torch
+
+    config = plain(composed(override))
+    with pytest.raises(ConfigError, match=words):
+        build(config["penalty"])
+        build(config["model"], input_shape=(1, 28, 28), num_classes=10)
+        build_optimizer(config["optimizer"], [torch.zeros(1)])
 
 
 def test_torch_is_not_imported_before_the_configuration_is_checked() -> None:

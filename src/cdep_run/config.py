@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -331,6 +331,9 @@ def check(config: dict[str, Any]) -> None:
         ConfigError: names the key, the value that came and what is accepted.
     """
     training = config["training"]
+    for name in training.keys() - {f.name for f in fields(Training)}:
+        known = ", ".join(f.name for f in fields(Training))
+        raise ConfigError(f"there is no setting training.{name}; there are {known}")
     rules = [
         ("penalty.strength", config["penalty"]["strength"], 0, "0 or more (λ; 0 switches it off)"),
         ("optimizer.lr", config["optimizer"]["lr"], 0, "0 or more"),

@@ -6,6 +6,8 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +137,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     with StopRequest() as stop, EpochLog(folder, config["training"]["tensorboard"]) as epochs:
         trainer = Trainer(
             model=model,
-            optimizer=build(config["optimizer"], params=weights),
+            optimizer=build_optimizer(config["optimizer"], weights),
             penalty=penalty,
             strength=config["penalty"]["strength"],
             bunch=bunch,
@@ -198,10 +200,32 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
-    """Call what `_target_` names with the node's other values as keyword arguments."""
+    """Call what `_target_` names with the node's other values as keyword arguments.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such arguments.
+    """
     not_arguments = ("_target_", "name", "strength", "penalties")
-    arguments = {key: value for key, value in node.items() if key not in not_arguments}
-    return target(node)(**arguments | extra)
+    arguments = {key: value for key, value in node.items() if key not in not_arguments} | extra
+    made = target(node)
+    with suppress(ValueError):  # of a function in C the arguments are not known
+        try:
+            signature(made).bind(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"{node['_target_']} cannot be called so: {error}") from error
+    return made(**arguments)
+
+
+def build_optimizer(node: dict[str, Any], weights: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of `weights`.
+
+    Raises:
+        ConfigError: it refuses a value, such as a negative weight decay.
+    """
+    try:
+        return build(node, params=weights)
+    except ValueError as error:
+        raise ConfigError(f"optimizer {node['_target_']}: {error}") from error
 
 
 def target(node: dict[str, Any]) -> Any:

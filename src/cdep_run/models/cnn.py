@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdep_run.errors import ConfigError
+
 
 class MnistCNN(nn.Module):
     """Conv(20,5)-ReLU-MaxPool-Conv(50,5)-ReLU-MaxPool-FC(hidden)-ReLU-FC(num_classes).
@@ -16,12 +18,17 @@ class MnistCNN(nn.Module):
         input_shape: of one image, `(channels, 28, 28)`.
         num_classes: number of logits.
         hidden: units of the first fully connected layer.
+
+    Raises:
+        ConfigError: `hidden` below 1.
     """
 
     def __init__(
         self, input_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10, hidden: int = 256
     ) -> None:
         super().__init__()
+        if hidden < 1:
+            raise ConfigError(f"model.hidden is {hidden}; it must be at least 1")
         self.conv1 = nn.Conv2d(input_shape[0], 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(50 * 4 * 4, hidden)
