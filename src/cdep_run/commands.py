@@ -35,8 +35,12 @@ def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     if standard is None:
         return said, []
     for group in ("model", "optimizer"):
-        target = config[group]["_target_"]
-        if standard.get(f"{group}._target_") != target and (found := choice(group, target)):
+        target = wanted.get(f"{group}._target_")
+        if (
+            target
+            and standard.get(f"{group}._target_") != target
+            and (found := choice(group, target))
+        ):
             said[group] = found
     standard = defaults(*(f"{key}={value}" for key, value in said.items())) or standard
     unknown = [name for name in wanted if name not in standard]
@@ -52,6 +56,18 @@ def command(said: Mapping[str, str], **grid: Iterable[str]) -> str:
     words = [shlex.quote(f"{key}={value}") for key, value in values.items()]
     several = any("," in ",".join(value) for value in grid.values())
     return " ".join(["cdep-run", *(["-m"] if several else []), *words])
+
+
+def command_of(said: Mapping[str, str], strength: float | None, seeds: Iterable[int]) -> str:
+    """The command that trains these seeds; λ is left out where it is None or nothing is penalised.
+
+    Args:
+        said: as `overrides` returns it.
+    """
+    axes = {"seed": [str(seed) for seed in seeds]}
+    if strength is not None and said.get("penalty") != "none":
+        axes = {"penalty.strength": [literal(strength)]} | axes
+    return command({k: v for k, v in said.items() if k not in axes}, **axes)
 
 
 def label(said: Mapping[str, str], config: dict[str, Any]) -> str:

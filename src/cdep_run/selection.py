@@ -19,10 +19,12 @@ def scores(runs: pd.DataFrame, split: str | None = None) -> pd.Series:
     Returns:
         One number a run, NaN where it was not measured.
     """
-    where = zip(runs.index, runs["selection_split"], runs["selection_metric"], strict=True)
-    columns = ((run, f"{split or own}/{metric}") for run, own, metric in where)
-    found = [runs.at[run, column] if column in runs else math.nan for run, column in columns]
-    return pd.Series(found, index=runs.index, dtype=float)
+    found = pd.Series(math.nan, index=runs.index)
+    for (own, metric), some in runs.groupby(["selection_split", "selection_metric"]).groups.items():
+        column = f"{split or own}/{metric}"
+        if column in runs:
+            found[some] = runs.loc[some, column].astype(float)
+    return found
 
 
 def select(

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from cdep_run.commands import TITLES, command, label, literal, overrides
+from cdep_run.commands import TITLES, command_of, label, overrides
 from cdep_run.runs import load_runs
 
 
@@ -157,14 +157,6 @@ def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
         config=row["settings"],
         history=history(row["history"]),
     )
-
-
-def command_of(said: dict[str, str], strength: float, seeds: Iterable[int]) -> str:
-    """The command that trains these seeds; λ is left out where there is no penalty."""
-    axes = {"seed": [str(seed) for seed in seeds]}
-    if said["penalty"] != "none":
-        axes = {"penalty.strength": [literal(strength)]} | axes
-    return command({k: v for k, v in said.items() if k not in axes}, **axes)
 
 
 def number(value: Any) -> float | None:
