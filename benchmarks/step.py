@@ -140,9 +140,9 @@ WORKLOADS = [
 ]
 
 
-def trainer(model: nn.Module, penalty: Callable[..., Any]) -> Trainer:
+def trainer(model: nn.Module, penalty: Callable[..., Any], fused: bool = False) -> Trainer:
     """The loop around one variant; only its `train_step` is used."""
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=fused)
     return Trainer(
         model,
         adam,
