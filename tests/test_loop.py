@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,15 @@ def test_a_finished_run_is_loaded_as_it_was_tested(tmp_path: Path, best: bool) -
     model, bunch = load(tmp_path)
     batch = bunch.splits["test"].batch(torch.arange(24))
     assert scores(model(batch.inputs).detach(), batch.labels) == result["metrics"]["test"]
+
+
+def test_a_run_whose_data_have_changed_is_not_loaded(tmp_path: Path) -> None:
+    run(tmp_path, "training.epochs=1")
+    record = json.loads((tmp_path / "result.json").read_text())
+    record["config"]["dataset"]["seed"] = 1
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="trained on other data"):
+        load(tmp_path)
 
 
 def test_a_run_that_did_not_finish_is_not_loaded(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def load(folder: Path) -> tuple[nn.Module, Bunch]:
     """The model of a finished run as it was tested, in evaluation mode, and its data; on the CPU.
 
     Raises:
-        ConfigError: the run did not finish.
+        ConfigError: the run did not finish, or its data have changed since.
         CheckpointError: its last two checkpoints are damaged.
     """
     from cdep_run.checkpoint import Checkpoints
@@ -186,6 +186,8 @@ def load(folder: Path) -> tuple[nn.Module, Bunch]:
     if result is None or state is None:
         raise ConfigError(f"{folder} holds no finished run")
     bunch = build(result["config"]["dataset"])
+    if bunch.fingerprint != result["data"]["fingerprint"]:
+        raise ConfigError(f"{folder} was trained on other data than there are now in its place")
     model = build_model(result["config"], bunch)
     best = result["config"]["training"]["restore_best"]
     model.load_state_dict(state["best" if best else "model"])
