@@ -23,12 +23,16 @@ class Groups:
             them without asking the device. None: unknown, the engine works on the whole input.
         targets: float `[G]`, the wanted share of each group in [0, 1]. None: 0, must not matter.
         annotated: bool `[N]`, which examples carry knowledge. None: all of them.
+        relevant: float `[N, G, *features]`, what each group contributed to the inputs, where these
+            are features that a frozen trunk made of images: CD starts from it. None: the inputs are
+            what the mask says, and inputs · mask is relevant.
     """
 
     mask: Tensor
     boxes: tuple[tuple[Box, ...], ...] | None = None
     targets: Tensor | None = None
     annotated: Tensor | None = None
+    relevant: Tensor | None = None
 
 
 @dataclass(frozen=True)

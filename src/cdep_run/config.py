@@ -126,6 +126,23 @@ class Sst(Dataset):
 
 
 @dataclass
+class Isic(Dataset):
+    """`cdep_run.datasets.isic.isic`."""
+
+    data_dir: str = MISSING
+    fold: int | None = MISSING
+    shares: dict[str, float] = MISSING
+    folds: int = MISSING
+    groups: list[str] = MISSING
+    patch_share: float | None = MISSING
+    exclude_patches: bool = MISSING
+    class_weights: bool = MISSING
+    size: int | None = MISSING
+    cache: bool = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
 class Penalty:
     """What every penalty has: its λ."""
 
@@ -216,6 +233,18 @@ class TorchvisionModel:
 
 
 @dataclass
+class FrozenTrunk:
+    """`cdep_run.models.frozen.frozen_trunk`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    weights: str | None = MISSING
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    trainable: list[str] = MISSING
+
+
+@dataclass
 class TimmModel:
     """`cdep_run.models.zoo.timm_model`."""
 
@@ -295,6 +324,7 @@ SCHEMAS = {
     "schema_decoy_mnist": DecoyMnist,
     "schema_color_mnist": ColorMnist,
     "schema_sst": Sst,
+    "schema_isic": Isic,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,
@@ -304,6 +334,7 @@ SCHEMAS = {
     "schema_mnist_cnn": MnistCNN,
     "schema_lstm": RecurrentClassifier,
     "schema_torchvision": TorchvisionModel,
+    "schema_frozen": FrozenTrunk,
     "schema_timm": TimmModel,
     "schema_hf": HfModel,
 }

@@ -73,6 +73,7 @@ class Trainer:
         save: called with `state()` when a checkpoint is due.
         report: called with `progress.history` after each epoch, whose row is the last one.
         stop: asked at each step; True writes a checkpoint and raises `Interrupted`.
+        class_weights: `[C]`, how much an example of each class counts in the task loss.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class Trainer:
         save: Callable[[dict[str, Any]], None],
         report: Callable[[list[Row]], None],
         stop: Callable[[], bool],
+        class_weights: Tensor | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.penalty, self.strength = penalty, strength
         self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
         self.save, self.report, self.stop = save, report, stop
+        self.class_weights = class_weights
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, if they are wanted
         self.pending: list[tuple[int, Tensor]] = []  # examples and summands of unread steps
@@ -162,7 +165,7 @@ class Trainer:
             else:
                 logits, value = self.penalty(self.model, batch)
         logits = logits.float()
-        task_loss = F.cross_entropy(logits, batch.labels)
+        task_loss = F.cross_entropy(logits, batch.labels, self.class_weights)
         loss = task_loss + self.strength * value if self.strength else task_loss
         self.optimizer.zero_grad()
         loss.backward()
@@ -226,8 +229,9 @@ class Trainer:
 
     def evaluate(self) -> dict[str, dict[str, float | None]]:
         """`metrics.scores` of every split but `train`."""
+        weights = None if self.class_weights is None else self.class_weights.cpu()
         return {
-            name: scores(*self.predict(split))
+            name: scores(*self.predict(split), weights)
             for name, split in self.bunch.splits.items()
             if name != "train"
         }

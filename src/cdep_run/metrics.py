@@ -22,20 +22,24 @@ DETECTION = ("auc", "average_precision", "best_f1", "f1_at_threshold", "sensitiv
 CONFIDENCE = 0.95
 
 
-def scores(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+def scores(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> dict[str, float | None]:
     """Judge logits `[N, C]` by labels int64 `[N]`.
 
     Returns:
-        loss: mean cross-entropy in nats. accuracy: share of right answers in [0, 1]. auc: area
+        loss: mean cross-entropy in nats, weighted by class if `class_weights` `[C]` are given.
+        accuracy: share of right answers in [0, 1]. auc: area
         under the ROC curve, mean over classes of one against the rest; of class 1 where C = 2;
         None where a class has no example. f1: mean over classes; a class never predicted counts
         0. mean_logit: mean over examples and classes, which the pair form of CDEP can drive up.
     """
     from sklearn.metrics import f1_score  # imported late: it takes a second
 
+    weights = None if class_weights is None else class_weights.double()
     guess = logits.argmax(1)
     return {
-        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "loss": F.cross_entropy(logits.double(), labels, weights).item(),
         "accuracy": (guess == labels).double().mean().item(),
         "auc": _auc(logits, labels),
         "f1": float(f1_score(labels, guess, average="macro", zero_division=0)),

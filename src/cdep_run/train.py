@@ -131,6 +131,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     reseed(config["seed"])
     model = build_model(config, bunch).to(device)
     check_model(config, bunch, model)
+    bunch = ready(config, bunch, model, penalty)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     bf16 = config["precision"] == "bf16"
     identity = {"config": config, "fingerprint": bunch.fingerprint}
@@ -147,6 +148,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             save=lambda new: checkpoints.save(new | identity),
             report=epochs.write,
             stop=lambda: stop.received,
+            class_weights=bunch.class_weights,
         )
         if state is not None:
             trainer.load_state(state)
@@ -279,6 +281,31 @@ def check_model(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
     if not isinstance(logits, torch.Tensor) or logits.shape != (count, bunch.num_classes):
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(f"{what}, returns {shape}; it must return [{count}, {bunch.num_classes}]")
+
+
+def ready(config: dict[str, Any], bunch: Bunch, model: nn.Module, penalty: Any) -> Bunch:
+    """The data as the loop takes it: features where a frozen trunk's are kept, else as it is.
+
+    Raises:
+        CdepError: inputs that cannot be read, a full disk.
+    """
+    from cdep_run.models.frozen import FrozenTrunk
+    from cdep_run.penalties.base import works_on_features
+
+    off = config["penalty"]["strength"] == 0
+    if (
+        bunch.cache_dir is not None
+        and isinstance(model, FrozenTrunk)
+        and model.frozen
+        and (off or works_on_features(penalty))
+    ):
+        from cdep_run.features import from_cache
+
+        rules = None if off else getattr(penalty, "rules", {})
+        return from_cache(bunch, model, rules, config["precision"])
+    for split in bunch.splits.values():
+        split.check()
+    return bunch
 
 
 def prepare(device: str, threads: int | None) -> torch.device:

@@ -44,6 +44,7 @@ def decompose(
     *args: Any,
     boxes: Sequence[Sequence[Box]] | None = None,
     rules: Mapping[str, str] | None = None,
+    relevant: Tensor | None = None,
     **kwargs: Any,
 ) -> Decomposition:
     """Contextual decomposition of `model(x)` into the part due to feature groups and the rest.
@@ -62,6 +63,8 @@ def decompose(
             outside which the mask is False in every example; the result is the same, sooner. On a
             CPU the one box around the mask is found if none are given.
         rules: variants of rules by name, such as `{"relu": "symmetric"}`; `VARIANTS` lists them.
+        relevant: `[N, G, *features]`, what the groups contributed to `x`, where something else made
+            `x`: it stands in for x · mask, and of the mask the group axis alone is read.
         args, kwargs: further arguments of the model's forward, such as `attention_mask`.
 
     Returns:
@@ -69,17 +72,23 @@ def decompose(
 
     Raises:
         MissingRuleError: the forward uses an op without a rule; names the op and the module.
-        ValueError: the mask does not fit `x`, `x` is complex or sparse, or the model's output is
-            not `[N, C]`.
+        ValueError: the mask or `relevant` does not fit `x`, `x` is complex or sparse, or the
+            model's output is not `[N, C]`.
     """
     if x.is_complex() or x.layout != torch.strided or x.is_nested:
         raise ValueError(f"decompose needs a dense real input, got {x.dtype}, {x.layout}")
     masks = fit_mask(x, mask).unbind(1)
     if boxes is not None:
         _check_boxes(x, boxes, len(masks))
-    elif x.dim() == 4 and x.is_cpu:
+    elif x.dim() == 4 and x.is_cpu and relevant is None:
         boxes = [_bounds(m) for m in masks]
-    parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
+    if relevant is None:
+        parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
+    elif relevant.shape == (len(x), len(masks), *x.shape[1:]):
+        parts = relevant.unbind(1)
+    else:
+        wanted = [len(x), len(masks), *x.shape[1:]]
+        raise ValueError(f"relevant is {list(relevant.shape)}; it must be {wanted}")
     try:
         with use_variants(rules or {}), _uncompiled(), gradient_wanted():
             output = model(Pair(x, parts), *args, **kwargs)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class TensorSplit:
         groups = self.annotation(index) if self.annotation else None
         return Batch(self.prepare(self.inputs[index], labels), labels, groups)
 
+    def check(self) -> None:
+        """Refuse inputs that turn out to be unreadable only when asked for; tensors never are."""
+
     def order(self, batch_size: int, shuffle: bool) -> list[Tensor]:
         """The index of each batch of one epoch; the last one may be short.
 
@@ -88,6 +92,10 @@ class Bunch:
         fingerprint: `fingerprint(splits)`.
         display: inputs `[N, ...]` to images `[N, 1 or 3, H, W]` in [0, 1] on the CPU, for figures;
             None: the inputs are not images.
+        class_weights: float `[C]`, how much an example of each class counts in the task loss; None:
+            all the same.
+        cache_dir: where the features that a frozen trunk makes of the inputs are kept; None: they
+            are made anew each time.
         vectors: float `[V, D]`, of text: what the embedding of each token starts from.
         vocabulary: of text: the words, V of them; 0 is padding, 1 an unknown word.
         selection_metric: by which λ is chosen on `selection_split`; one of `metrics.scores`.
@@ -103,6 +111,8 @@ class Bunch:
     selection_split: str
     fingerprint: str
     display: Callable[[Tensor], Tensor] | None = None
+    class_weights: Tensor | None = None
+    cache_dir: Path | None = None
     vectors: Tensor | None = None
     vocabulary: list[str] | None = None
     selection_metric: str = "accuracy"
@@ -110,7 +120,9 @@ class Bunch:
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""
-        return replace(self, splits={name: s.to(device) for name, s in self.splits.items()})
+        weights = None if self.class_weights is None else self.class_weights.to(device)
+        splits = {name: s.to(device) for name, s in self.splits.items()}
+        return replace(self, splits=splits, class_weights=weights)
 
 
 def fingerprint(splits: Mapping[str, object]) -> str:

@@ -93,8 +93,8 @@ def divide(
     return part_of[groups]
 
 
-def splits(folder: Path, resize: Resize, options: Splits) -> pd.DataFrame:
-    """Write metadata.csv and splits.csv (isic_id, split, fold).
+def assign(table: pd.DataFrame, options: Splits) -> pd.DataFrame:
+    """Columns isic_id, split and fold for each image of `table`, which has metadata.csv's columns.
 
     Raises:
         PrepareError: shares that do not sum to 1, or a split without an image of some class.
@@ -105,7 +105,6 @@ def splits(folder: Path, resize: Resize, options: Splits) -> pd.DataFrame:
             f"splits.shares={dict(options.shares)}, folds={options.folds}; the shares must be "
             "above 0 and sum to 1, and there must be 2 folds or more"
         )
-    table = collect(folder, resize)
     labels = table["benign_malignant"]
     strata = np.unique(labels + table["patches"].astype(str), return_inverse=True)[1]
     groups = groups_of(table, list(options.groups))
@@ -125,7 +124,20 @@ def splits(folder: Path, resize: Resize, options: Splits) -> pd.DataFrame:
                         f"{label}, in {len(set(groups[labels == label]))} groups); add images, or "
                         "choose other shares, fewer folds or other splits.groups"
                     )
+    return result
+
+
+def splits(folder: Path, resize: Resize, options: Splits) -> pd.DataFrame:
+    """Write metadata.csv and splits.csv (isic_id, split, fold).
+
+    Raises:
+        PrepareError: as `assign`.
+    """
+    table = collect(folder, resize)
+    result = assign(table, options)
     write_table(folder / "splits.csv", result)
+    counts = result.assign(label=table["benign_malignant"], patches=table["patches"])
     print(counts.groupby(["split", "label", "patches"]).size().unstack("split").to_string())
-    print(f"splits: {len(table)} images in {groups.max() + 1} groups (metadata.csv, splits.csv)")
+    groups = groups_of(table, list(options.groups)).max() + 1
+    print(f"splits: {len(table)} images in {groups} groups (metadata.csv, splits.csv)")
     return result

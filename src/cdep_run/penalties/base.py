@@ -12,17 +12,28 @@ class PenaltyError(CdepError):
     """A penalty cannot be computed on this batch, or is constant whatever the model does."""
 
 
+def works_on_features(penalty: object) -> bool:
+    """Whether a penalty may be computed from features and their relevant part, without pixels."""
+    return getattr(penalty, "works_on_features", False)
+
+
 def groups_of(batch: Batch, penalty: object) -> Groups:
     """The batch's feature groups.
 
     Raises:
-        PenaltyError: the data set has no annotation for this batch.
+        PenaltyError: the data set has no annotation for this batch, or its inputs are features of a
+            frozen trunk, and the penalty needs what they were made of.
         ValueError: the mask does not fit the inputs.
     """
     if batch.groups is None:
         raise PenaltyError(
             f"{type(penalty).__name__} needs to know which features must not matter, but the data "
             "set gives no groups; choose a data set with annotation, or penalty=none"
+        )
+    if batch.groups.relevant is not None and not works_on_features(penalty):
+        raise PenaltyError(
+            f"{type(penalty).__name__} needs the images themselves, and the inputs are features "
+            "that a frozen trunk made of them; train with dataset.cache=false"
         )
     fit_mask(batch.inputs, batch.groups.mask)
     if batch.groups.mask.dim() != batch.inputs.dim() + 1:

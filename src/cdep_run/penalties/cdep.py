@@ -64,6 +64,7 @@ class CDEP:
     """
 
     needs_groups = True
+    works_on_features = True
 
     def __init__(
         self,
@@ -85,7 +86,14 @@ class CDEP:
         """Logits `[N, C]` and the penalty, a scalar (λ not applied; unit: see the form)."""
         groups = groups_of(batch, self)
         mask = groups.mask
-        parts = decompose(model, batch.inputs, mask, boxes=groups.boxes, rules=self.rules)
+        parts = decompose(
+            model,
+            batch.inputs,
+            mask,
+            boxes=groups.boxes,
+            rules=self.rules,
+            relevant=groups.relevant,
+        )
         targets = groups.targets
         if targets is None:
             targets = parts.relevant.new_zeros(mask.shape[1])

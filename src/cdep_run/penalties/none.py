@@ -11,6 +11,7 @@ class NoPenalty:
     """Cross-entropy alone; the value is 0 whatever the model does."""
 
     needs_groups = False
+    works_on_features = True
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` of an ordinary forward pass, and a scalar 0."""
