@@ -246,6 +246,7 @@ def run(folder: Path, *overrides: str):
         "dataset.shares={train: 0.5, val: 0.25, test: 0.25}",
         "training.epochs=2",
         "training.tensorboard=false",
+        "training.resamples=10",
         "training.batch_size=8",
         "device=cpu",
         *overrides,

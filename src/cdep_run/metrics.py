@@ -29,10 +29,10 @@ def scores(
 
     Returns:
         loss: mean cross-entropy in nats, weighted by class if `class_weights` `[C]` are given.
-        accuracy: share of right answers in [0, 1]. auc: area
-        under the ROC curve, mean over classes of one against the rest; of class 1 where C = 2;
-        None where a class has no example. f1: mean over classes; a class never predicted counts
-        0. mean_logit: mean over examples and classes, which the pair form of CDEP can drive up.
+        accuracy: share of right answers in [0, 1]. auc: area under the ROC curve, mean over classes
+        of one against the rest; of class 1 where C = 2; None where a class has no example. f1: mean
+        over classes; a class never predicted counts 0. mean_logit: mean over examples and classes,
+        which the pair form of CDEP can drive up.
     """
     from sklearn.metrics import f1_score  # imported late: it takes a second
 

@@ -181,6 +181,8 @@ def isic(
         num_classes=len(LABELS),
         input_shape=(3, side, side),
         selection_split="val_patch_free",
+        selection_metric="auc",
+        positive=LABELS[1],
         fingerprint=_fingerprint(mixed, side),
         display=lambda inputs: (inputs.cpu() + 1) / 2,
         class_weights=torch.tensor(counts.sum() / (len(LABELS) * counts)).float()
