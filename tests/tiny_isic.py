@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def bunch_of(folder: Path, **options: Any) -> Bunch:
     return isic(folder, **defaults | options)
 
 
-def net(seed: int = 0) -> FrozenTrunk:
+def net(seed: int = 0, trainable: Sequence[str] = ()) -> FrozenTrunk:
     """A small trunk with batch norm and pooling under a head with dropout."""
     torch.manual_seed(seed)
     trunk = nn.Sequential(
@@ -77,9 +78,11 @@ def net(seed: int = 0) -> FrozenTrunk:
         nn.Flatten(),
     )
     head = nn.Sequential(nn.Linear(180, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 2))
-    return FrozenTrunk(trunk, head, (3, SIZE, SIZE))
+    return FrozenTrunk(trunk, head, (3, SIZE, SIZE), trainable)
 
 
-def tiny_trunk(input_shape: tuple[int, ...], num_classes: int) -> FrozenTrunk:
+def tiny_trunk(
+    input_shape: tuple[int, ...], num_classes: int, trainable: Sequence[str]
+) -> FrozenTrunk:
     """As `net`, from a configuration; its trunk is the same whatever the run's seed."""
-    return net()
+    return net(trainable=trainable)
