@@ -105,6 +105,21 @@ def test_runs_on_other_data_stand_in_rows_of_their_own(tmp_path):
     assert found == ["CDEP, pair, data aaaaaaaa", "CDEP, pair, data bbbbbbbb"]
 
 
+def test_folds_repeat_a_run_as_seeds_do_where_the_table_says_so(tmp_path):
+    config = {"penalty": {"name": "none", "strength": 0.0}, "seed": 0, "threads": 1}
+    for fold, score in ((0, 0.5), (1, 0.7), (None, 0.1)):
+        dataset = {"name": "decoy", "train_size": None, "fold": fold}
+        data = {"name": "decoy", "fingerprint": f"{fold}" * 9, "examples": {}}
+        make_record(tmp_path / f"{fold}.json", score,
+                    record={"config": config | {"dataset": dataset}, "data": data})  # fmt: skip
+    table = made(tmp_path, spec(repeat={"dataset.fold": [0, 1], "seed": [0]}))
+    found = {row[0]: row[2:] for row in texts(table)}
+    assert found["none, data several"] == ["2", "60.0 ± 14.1"]
+    assert found["none, data NoneNone"] == ["1", "10.0"]
+    assert "differ in dataset.fold and seed" in table.notes[0]
+    assert any("dataset.fold=0,1 seed=0" in command for command in table.commands)
+
+
 def test_quick_runs_are_marked_and_never_mixed_with_full_ones(tmp_path):
     make_record(tmp_path / "a.json", 0.5)
     make_record(tmp_path / "b.json", 0.75, train_size=100)

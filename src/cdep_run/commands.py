@@ -58,13 +58,16 @@ def command(said: Mapping[str, str], **grid: Iterable[str]) -> str:
     return " ".join(["cdep-run", *(["-m"] if several else []), *words])
 
 
-def command_of(said: Mapping[str, str], strength: float | None, seeds: Iterable[int]) -> str:
-    """The command that trains these seeds; λ is left out where it is None or nothing is penalised.
+def command_of(
+    said: Mapping[str, str], strength: float | None, repeat: Mapping[str, Iterable[Any]]
+) -> str:
+    """The command that trains these runs; λ is left out where it is None or nothing is penalised.
 
     Args:
         said: as `overrides` returns it.
+        repeat: values of what only repeats a run, such as {"seed": [0, 1]}.
     """
-    axes = {"seed": [str(seed) for seed in seeds]}
+    axes = {key: [literal(value) for value in values] for key, values in repeat.items()}
     if strength is not None and said.get("penalty") != "none":
         axes = {"penalty.strength": [literal(strength)]} | axes
     return command({k: v for k, v in said.items() if k not in axes}, **axes)

@@ -150,7 +150,7 @@ def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
         peak_memory_bytes=number(row["peak_memory_bytes"]),
         memory_kind=row["peak_memory_kind"],
         environment=report.environments.index(environment),
-        command=command_of(said, row["strength"], [row["seed"]]),
+        command=command_of(said, row["strength"], {"seed": [row["seed"]]}),
         path=row["path"],
         fingerprint=row["fingerprint"],
         curve=row["curve"],
@@ -199,7 +199,7 @@ def cell(group: list[tuple[Run, dict[str, str]]]) -> Cell:
         peak_memory_bytes=max(memory) if memory else None,
         memory_kind=first.memory_kind,
         environment=first.environment,
-        command=command_of(said, first.strength, seeds),
+        command=command_of(said, first.strength, {"seed": seeds}),
         runs=[run.id for run in runs],
     )
 

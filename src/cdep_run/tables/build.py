@@ -35,7 +35,7 @@ def build(spec: Spec, runs: pd.DataFrame, quick: bool = False) -> Table | None:
     """
     of_kind = runs[runs["quick"].astype(bool) == quick]
     of_kind.attrs = {}  # pandas would copy the list of problems at every step
-    found = lines(spec.rows, of_kind, spec.every_strength)
+    found = lines(spec, of_kind)
     if quick and not any(len(line.runs) for line in found):
         return None
     rows = [Filled(line) for line in found]

@@ -11,9 +11,9 @@ from cdep_run.tables.spec import Spec
 from cdep_run.tables.values import CONFIDENCE, LEVEL, Filled, one_machine
 
 HOW = (
-    "Mean ± standard deviation over n seeds. Bold: the best mean on a data set, and each that a "
-    f"paired t-test over common seeds does not find worse (two-sided p ≥ {LEVEL:g}, not corrected "
-    "for several tests; fewer than two common seeds: not tested, not bold)."
+    "Mean ± standard deviation over n runs that differ in {repeat}. Bold: the best mean on a data "
+    "set, and each that a paired t-test over common {repeat} does not find worse (two-sided p ≥ "
+    f"{LEVEL:g}, not corrected for several tests; fewer than two in common: not tested, not bold)."
 )
 
 BY_TEST = (
@@ -33,7 +33,7 @@ EPOCHS = {"val": "the epoch of the lowest loss on val"}
 def notes(spec: Spec, rows: list[Filled]) -> list[str]:
     """What a reader must know to judge the numbers."""
     trained = [row.line for row in rows if len(row.line.runs)]
-    found = [HOW, *selections(trained)]
+    found = [HOW.format(repeat=" and ".join(spec.repeat)), *selections(trained)]
     if spec.by_test and trained:
         found.append(BY_TEST)
     if any(value.examples for row in rows for value in row.values.values()):

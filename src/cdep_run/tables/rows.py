@@ -9,15 +9,13 @@ from typing import Any
 import pandas as pd
 
 from cdep_run.commands import TITLES, choice, command_of, label, literal, overrides
+from cdep_run.config import flatten
 from cdep_run.runs import digest
 from cdep_run.selection import chosen, select
-from cdep_run.tables.spec import Row
+from cdep_run.tables.spec import Row, Spec
 
 CHOICES = {"dataset": "dataset.name", "penalty": "penalty.name"}
 """Settings that hold the name of a choice."""
-
-SEEDS = range(5)
-"""What a row without runs asks for, as many as the papers have."""
 
 
 @dataclass
@@ -25,6 +23,7 @@ class Line:
     """A row of a table: the runs of one setting, seed by seed; none where nothing was run."""
 
     row: Row
+    repeat: dict[str, list[Any]]  # the table's
     name: str
     dataset: str
     runs: pd.DataFrame
@@ -44,34 +43,59 @@ class Line:
     @property
     def command(self) -> str:
         """What trains these runs again, or fills the row where there are none."""
-        if len(self.runs):
-            said = overrides(self.runs["config"].iloc[0])[0]
-            return command_of(said, self.strength, sorted(self.runs["seed"]))
-        said = {key: literal(value) for key, value in self.row.where.items()}
-        return command_of(said, None, SEEDS)
+        if not len(self.runs):
+            said = {key: literal(value) for key, value in self.row.where.items()}
+            return command_of(said, None, self.repeat)
+        said = overrides(self.runs["config"].iloc[0])[0]
+        flat = [flatten(config) for config in self.runs["config"]]
+        axes = {
+            key: list(dict.fromkeys(one[key] for one in flat if key in one)) for key in self.repeat
+        }
+        return command_of(said, self.strength, axes)
 
 
-def lines(rows: list[Row], runs: pd.DataFrame, every_strength: bool) -> list[Line]:
+def lines(spec: Spec, runs: pd.DataFrame) -> list[Line]:
     """The lines of a table in the order of its rows: one for each curve that a row matches.
 
-    Args:
-        every_strength: one for each λ of each curve, not for the chosen one alone.
+    Where the table wants every λ, there is a line for each, not for the chosen one alone.
     """
-    return [line for row in rows for line in expand(row, runs, every_strength)]
+    runs = repeated(runs, [key for key in spec.repeat if key != "seed"])
+    return [line for row in spec.rows for line in expand(row, spec, runs)]
 
 
-def expand(row: Row, runs: pd.DataFrame, every_strength: bool) -> list[Line]:
+def repeated(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Settings that only repeat a run, such as the fold, become a part of its seed.
+
+    So runs of several folds share a cell, although they saw different data. A run in which such a
+    setting is null is no repetition.
+    """
+    if not keys or not len(runs):
+        return runs
+    found = []
+    for one in runs[["settings", "fingerprint", "seed"]].to_dict("records"):
+        values = [one["settings"].get(key) for key in keys]
+        one["seed"] = str(one["seed"])  # pandas sorts no mixture of kinds
+        if None not in values:
+            one["settings"] = {k: v for k, v in one["settings"].items() if k not in keys}
+            one |= {"fingerprint": "several", "seed": "/".join(map(str, (*values, one["seed"])))}
+        found.append(one | {"cell": digest(one, ("seed",))})
+    runs = runs.assign(**{key: [one[key] for one in found] for key in found[0]})
+    return runs.drop_duplicates(["cell", "seed"], keep="last")
+
+
+def expand(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
     """The lines of one row, settings of the data set's own choice first."""
     mask = [matches(settings, row.where) for settings in runs["settings"]]
     matching = runs[pd.Series(mask, runs.index, dtype=bool)]
     if not len(matching):
         penalty = str(row.where.get("penalty", "any penalty"))
         name = row.name or TITLES.get(penalty, penalty)
-        return [Line(row, name, str(row.where.get("dataset", "")), matching, matching, matching)]
+        dataset = str(row.where.get("dataset", ""))
+        return [Line(row, spec.repeat, name, dataset, matching, matching, matching)]
     free = ("seed", "penalty.strength", *row.choose)
     curves = [digest(one, free) for one in matching[["settings", "fingerprint"]].to_dict("records")]
     matching = matching.assign(curve=curves)
-    found = of_curves(row, matching, every_strength)
+    found = of_curves(row, spec, matching)
     tell_apart(found)
     order = list(TITLES)
 
@@ -83,7 +107,7 @@ def expand(row: Row, runs: pd.DataFrame, every_strength: bool) -> list[Line]:
     return sorted(found, key=place)
 
 
-def of_curves(row: Row, runs: pd.DataFrame, every_strength: bool) -> list[Line]:
+def of_curves(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
     """The chosen λ of each curve, or all; of runs without a score to choose by, all."""
     table = select(runs)
     curves = dict(list(table.groupby("curve")))
@@ -91,11 +115,11 @@ def of_curves(row: Row, runs: pd.DataFrame, every_strength: bool) -> list[Line]:
     found = []
     for (curve, cell), of_cell in runs.sort_values("seed").groupby(["curve", "cell"], sort=False):
         own = curves.get(curve, table.iloc[:0])
-        if every_strength or not len(own) or own.loc[own["chosen"], "cell"].eq(cell).any():
+        if spec.every_strength or not len(own) or own.loc[own["chosen"], "cell"].eq(cell).any():
             first = of_cell.iloc[0]
-            name = row_name(row, first["config"])
+            name = row_name(row, spec, first["config"])
             tested = by_test.get(curve, runs.iloc[:0])
-            found.append(Line(row, name, first["dataset"], of_cell, own, tested))
+            found.append(Line(row, spec.repeat, name, first["dataset"], of_cell, own, tested))
     return found
 
 
@@ -113,9 +137,9 @@ def matches_one(settings: dict[str, Any], key: str, value: Any) -> bool:
     return key in settings and literal(settings[key]) == literal(value)
 
 
-def row_name(row: Row, config: dict[str, Any]) -> str:
+def row_name(row: Row, spec: Spec, config: dict[str, Any]) -> str:
     """The row's name or the penalty's, and all that is neither default nor said or chosen."""
-    known = {*row.where, *row.choose} - CHOICES.keys()
+    known = {*row.where, *row.choose, *spec.repeat} - CHOICES.keys()
     said = {key: value for key, value in overrides(config)[0].items() if key not in known}
     if row.name is None and not row.choose:
         return label(said, config)

@@ -52,6 +52,7 @@ class Spec:
     note: str = ""
     by_test: bool = False
     every_strength: bool = False
+    repeat: dict[str, list[Any]] = field(default_factory=lambda: {"seed": [0, 1, 2, 3, 4]})
     columns: list[Column] = MISSING
     rows: list[Row] = MISSING
 
