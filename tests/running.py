@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cdep_run.config import config_dir, register_schemas
-from cdep_run.train import plain, train
+from cdep_run.train import main, plain, train
 
 TESTS = Path(__file__).parent
 TINY = ("dataset=tiny", "threads=1", "device=cpu")
@@ -35,6 +38,26 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The model's weights in the last checkpoint."""
     return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"]
+
+
+def inside(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As `command`, but in this process, which saves seconds; the log is in stderr, too."""
+    out, err, argv, here = io.StringIO(), io.StringIO(), sys.argv, Path.cwd()
+    os.chdir(cwd)
+    sys.argv = ["cdep-run", *arguments]
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        err.write("" if isinstance(end.code, int) else f"{end.code}\n")
+    finally:
+        os.chdir(here)
+        sys.argv, root.handlers, root.level = argv, handlers, level
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,57 +1,292 @@
-"""Sweeps: a job that fails or is killed ends alone, and the table says what became of each."""
+"""Sweeps: planned once, skipped where finished, resumed, and no job takes another one down."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cdep_run.sweep import format_table
-from running import TESTS, TINY, command
+from cdep_run.config import sweep_folder
+from cdep_run.files import alone_in
+from cdep_run.manifest import Entry, format_table, seconds_left
+from running import TESTS, TINY, command, inside
 
-SWEEP = ("--config-dir", str(TESTS / "configs"), "-m", *TINY, "hydra.sweep.dir=sweep",
-         "penalty=none", "penalty.strength=1")  # fmt: skip
+OWN = ("--config-dir", str(TESTS / "configs"))
+HERE = "hydra.sweep.dir=sweep"
+SWEEP = (*OWN, "-m", *TINY, HERE, "penalty=none", "penalty.name=trial", "penalty.strength=1")
+STUDY = (*OWN, "+sweep=study", "threads=1", "device=cpu")
+
+
+def manifest(folder: Path) -> Any:
+    return json.loads((folder / "sweep.json").read_text())
 
 
 def states(folder: Path) -> list[str]:
-    return [json.loads((folder / str(n) / "status.json").read_text())["state"] for n in range(3)]
+    return [job["state"] for job in manifest(folder)["jobs"]]
+
+
+def jobs(folder: Path) -> list[str]:
+    """What each job sets besides the overrides of all of them."""
+    words = [job["overrides"] for job in manifest(folder)["jobs"]]
+    common = set.intersection(*map(set, words))
+    return [" ".join(word for word in one if word not in common) for one in words]
 
 
 def test_a_failed_job_does_not_take_the_others_down(tmp_path: Path) -> None:
     targets = "cdep_run.penalties.none.NoPenalty,tiny_data.Broken,tiny_data.NotANumber"
-    done = command(*SWEEP, f"penalty._target_={targets}", cwd=tmp_path)
+    done = inside(*SWEEP, f"penalty._target_={targets}", cwd=tmp_path)
     assert done.returncode == 1
-    assert states(tmp_path / "sweep") == ["finished", "failed", "failed"]
-    assert "1 of 3 jobs finished: sweep" in done.stdout
+    sweep = tmp_path / "sweep"
+    assert states(sweep) == ["completed", "failed", "failed"]
+    assert "1 of 3 jobs done (1 completed, 2 failed): sweep" in done.stdout
     table = done.stdout.splitlines()[-4:-1]
-    assert table[0].startswith("0    finished  penalty._target_=cdep_run.penalties.none.NoPenalty")
+    assert table[0].startswith("completed  penalty._target_=cdep_run.penalties.none.NoPenalty")
     assert "RuntimeError: a fuse blew" in table[1] and "not finite at step 3" in table[2]
-    for n in range(3):
-        assert (tmp_path / "sweep" / str(n) / "cdep-run.log").stat().st_size > 0
-    assert "Traceback" in (tmp_path / "sweep" / "1" / "cdep-run.log").read_text()
+    folders = [sweep / job["folder"] for job in manifest(sweep)["jobs"]]
+    assert "Traceback" in (folders[1] / "cdep-run.log").read_text()
 
 
 def test_a_sweep_without_failures_ends_with_0_and_can_be_asked_to_go_on(tmp_path: Path) -> None:
-    done = command(*SWEEP, "seed=range(2)", cwd=tmp_path)
+    done = inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 jobs finished" in done.stdout
-    again = command(*SWEEP, "seed=range(3)", "resume=true", cwd=tmp_path)
-    assert again.returncode == 0 and "3 of 3 jobs finished" in again.stdout
-    assert "nothing to do" in (tmp_path / "sweep" / "1" / "cdep-run.log").read_text()
+    assert "2 of 2 jobs done" in done.stdout
+    other = inside(*SWEEP, "seed=range(3)", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "sweep holds another sweep (dataset=tiny" in other.stderr
+    assert len(states(tmp_path / "sweep")) == 2
+    again = inside(*SWEEP, "seed=range(3)", "resume=true", cwd=tmp_path)
+    assert again.returncode == 0 and "3 of 3 jobs done" in again.stdout
+    assert "0 of" not in again.stdout + again.stderr  # two were found
 
 
 def test_a_killed_job_in_its_own_process_does_not_end_the_sweep(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
     targets = "tiny_data.Killed,tiny_data.Broken,cdep_run.penalties.none.NoPenalty"
-    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.parallel=2")
+    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.parallel=2", "threads=null")
     done = command(*SWEEP, f"penalty._target_={targets}", *launcher, cwd=tmp_path)
     assert done.returncode == 1
-    assert states(tmp_path / "sweep") == ["failed", "failed", "finished"], done.stderr
+    assert states(tmp_path / "sweep") == ["failed", "failed", "completed"], done.stderr
     assert "the process was killed or crashed" in done.stdout
-    assert "1 of 3 jobs finished" in done.stdout
+    record = tmp_path / manifest(tmp_path / "sweep")["jobs"][2]["record"]
+    threads = json.loads(record.read_text())["threads"]
+    assert threads == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def test_each_arm_has_its_grid_none_is_one_run_a_seed_and_stage_two_uses_the_chosen_strength(
+    tmp_path: Path,
+) -> None:
+    plan = inside(*STUDY, "hydra.sweeper.plan_only=true", cwd=tmp_path)
+    assert plan.returncode == 1 and "0 of 10 jobs done (10 pending)" in plan.stdout
+    sweep = tmp_path / "outputs" / "sweeps" / "study"
+    assert jobs(sweep) == [
+        *(f"penalty=none seed={seed}" for seed in range(3)),
+        "penalty=rrr penalty.strength=0.1 seed=0",
+        "penalty=rrr penalty.strength=0.2 seed=0",
+        *(f"penalty=eg seed={seed}" for seed in range(3)),
+        *(f"penalty=rrr penalty.strength=? seed={seed}" for seed in (1, 2)),
+    ]
+    done = inside(*STUDY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    chosen = manifest(sweep)["choices"]["rrr"]
+    assert chosen["split"] == "val" and set(chosen["scores"]) == {"0.1", "0.2"}
+    scores = {float(strength): score for strength, score in chosen["scores"].items()}
+    assert chosen["strength"] == max(scores, key=lambda strength: (scores[strength], -strength))
+    assert states(sweep) == ["completed"] * 10
+    assert jobs(sweep)[-2:] == [
+        f"penalty=rrr penalty.strength={chosen['strength']:g} seed={seed}" for seed in (1, 2)
+    ]
+    for job in manifest(sweep)["jobs"]:
+        assert json.loads((tmp_path / job["record"]).read_text())["config"]["seed"] in range(3)
+
+
+def test_the_command_line_picks_arms_and_overrides_all_jobs(tmp_path: Path) -> None:
+    words = ("penalty=none,rrr", "seed=range(2)", "training.epochs=1", "penalty.strength=5,7")
+    inside(*STUDY, *words, "hydra.sweeper.plan_only=true", cwd=tmp_path)
+    sweep = next((tmp_path / "outputs/sweeps").glob("study-*"))
+    assert jobs(sweep) == [
+        "penalty=none penalty.strength=5 seed=0",
+        "penalty=none penalty.strength=5 seed=1",
+        "penalty=rrr penalty.strength=5 seed=0",
+        "penalty=rrr penalty.strength=7 seed=0",
+        "penalty=rrr penalty.strength=? seed=1",
+    ]
+    assert all("training.epochs=1" in job["overrides"] for job in manifest(sweep)["jobs"])
+    none = inside(*STUDY, "penalty=cdep", cwd=tmp_path)
+    assert none.returncode == 1 and none.stderr.endswith(
+        "no arm of this sweep has penalty=cdep; there are penalty=eg, penalty=none, penalty=rrr\n"
+    )
+
+
+def test_finished_runs_elsewhere_are_skipped_if_settings_data_and_code_agree(
+    tmp_path: Path,
+) -> None:
+    first = inside(*STUDY, "penalty=none", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    elsewhere = next((tmp_path / "outputs/sweeps").glob("study-*"))
+    records = sorted(elsewhere.rglob("result.json"))
+    (tmp_path / "published").mkdir()
+    for number, change in enumerate(({}, {"versions": {"cdep-run": "0.0.1"}}, {"data": None})):
+        record = json.loads(records[number].read_text())
+        if "data" in change:
+            change = {"data": record["data"] | {"fingerprint": "0" * 64}}
+        (tmp_path / "published" / f"{number}.json").write_text(json.dumps(record | change))
+    options = ("penalty=none", "hydra.sweeper.reuse=[published]", "hydra.sweeper.plan_only=true")
+    inside(*STUDY, *options, "hydra.sweep.dir=version", cwd=tmp_path)
+    assert states(tmp_path / "version") == ["skipped", "pending", "pending"]
+    assert manifest(tmp_path / "version")["jobs"][0]["record"] == "published/0.json"
+    inside(*STUDY, *options, "hydra.sweep.dir=any", "hydra.sweeper.same_code=any", cwd=tmp_path)
+    assert states(tmp_path / "any") == ["skipped", "skipped", "pending"]
+
+
+def ends_at_step_10(penalty: str) -> tuple[str, ...]:
+    """A sweep of two seeds that a signal ends in the second epoch of the first one."""
+    return (*SWEEP, f"penalty._target_=tiny_data.{penalty}", "seed=range(2)", "training.epochs=2",
+            "training.checkpoint_seconds=0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("penalty", "code"), [("Signal", 130), ("Terminated", 130), ("Killed", -9)]
+)
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    tmp_path: Path, penalty: str, code: int
+) -> None:
+    run = command if code < 0 else inside
+    done = run(*ends_at_step_10(penalty), cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    if code == 130:
+        assert "cdep-run resume sweep" in done.stderr
+        assert states(tmp_path / "sweep") == ["interrupted", "pending"]
+    status = inside("status", "sweep", cwd=tmp_path)
+    assert status.returncode == 1
+    assert "0 of 2 jobs done (1 interrupted, 1 pending)" in status.stdout
+    again = run("resume", str(tmp_path / "sweep"), cwd=TESTS)  # is ended in the second job
+    assert f"going on at epoch 2, step {2 if code < 0 else 3}" in again.stderr
+    assert again.returncode == code, again.stderr
+    status = inside("status", ".", cwd=tmp_path)
+    assert "1 of 2 jobs done (1 completed, 1 interrupted)" in status.stdout
+    again = inside("resume", "sweep", cwd=tmp_path)
+    assert again.returncode == 0 and states(tmp_path / "sweep") == ["completed"] * 2
+
+
+def test_a_second_process_on_the_same_sweep_is_refused_and_status_says_in_flight(
+    tmp_path: Path,
+) -> None:
+    inside(*SWEEP, "seed=range(2)", "hydra.sweeper.plan_only=true", cwd=tmp_path)
+    job = tmp_path / "sweep" / manifest(tmp_path / "sweep")["jobs"][0]["folder"]
+    job.mkdir()
+    (job / "status.json").write_text('{"state": "running", "overrides": [], "error": null}')
+    with alone_in(tmp_path / "sweep"), alone_in(job):
+        second = inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
+        assert second.returncode == 1
+        words = f"another process ({os.getpid()} on "
+        assert words in second.stderr and "is at work in sweep; wait for it" in second.stderr
+        status = inside("status", "sweep", cwd=tmp_path)
+        assert "0 of 2 jobs done (1 in flight, 1 pending)" in status.stdout
+
+
+def test_a_job_at_work_elsewhere_is_waited_for(tmp_path: Path) -> None:
+    inside(*SWEEP, "seed=0", "hydra.sweeper.plan_only=true", cwd=tmp_path)
+    job = tmp_path / "sweep" / manifest(tmp_path / "sweep")["jobs"][0]["folder"]
+    job.mkdir()
+    with alone_in(job):
+        path = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from cdep_run.train import main; main()", *SWEEP, "seed=0"],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        assert any("waiting for it to end" in line for line in process.stderr)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and states(tmp_path / "sweep") == ["completed"]
+
+
+def test_a_damaged_manifest_is_made_anew_and_nothing_is_trained_twice(tmp_path: Path) -> None:
+    inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
+    (tmp_path / "sweep" / "sweep.json").write_text('{"command": [')
+    for action in ("resume", "status"):
+        done = inside(action, "sweep", cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.startswith("cdep-run: error: sweep/sweep.json")
+        assert "is damaged; repeat the command that started the sweep" in done.stderr
+    again = inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
+    assert again.returncode == 0 and states(tmp_path / "sweep") == ["completed"] * 2
+    assert "sweep.json is damaged: it is made anew" in again.stderr + again.stdout
+    assert "epoch 1" not in again.stderr
+
+
+def test_a_damaged_result_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
+    inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
+    record = tmp_path / manifest(tmp_path / "sweep")["jobs"][0]["record"]
+    record.write_text("{")
+    again = inside(*SWEEP, "seed=range(2)", cwd=tmp_path)
+    assert again.returncode == 1 and states(tmp_path / "sweep") == ["failed", "completed"]
+    assert "result.json is damaged" in again.stdout and "delete it to begin anew" in again.stdout
+    record.unlink()
+    assert inside("resume", "sweep", cwd=tmp_path).returncode == 0
+
+
+def test_data_that_are_not_there_fail_at_once_and_the_rest_is_trained(tmp_path: Path) -> None:
+    done = inside(*OWN, "+sweep=absent", "threads=1", cwd=tmp_path)
+    sweep = tmp_path / "outputs" / "sweeps" / "absent"
+    assert done.returncode == 1 and "2 of 5 jobs done (2 completed, 3 failed)" in done.stdout
+    assert states(sweep) == ["failed", "failed", "completed", "completed", "failed"]
+    for job in (manifest(sweep)["jobs"][n] for n in (0, 1, 4)):
+        assert "nowhere" in job["error"] and job["folder"] is None
+
+
+def test_a_strength_that_fails_does_not_keep_the_others_from_being_compared(tmp_path: Path) -> None:
+    done = inside(*STUDY, "penalty=rrr", "penalty.strength=0.1,-1", cwd=tmp_path)
+    sweep = next((tmp_path / "outputs/sweeps").glob("study-*"))
+    assert done.returncode == 1
+    assert states(sweep) == ["completed", "failed", "completed", "completed"]
+    assert "λ chosen without 1 runs that failed" in done.stdout + done.stderr
+    assert "penalty.strength is -1.0; accepted: 0 or more" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "+sweep=tabel3"], "Could not find 'sweep/tabel3'"),
+        (["-m", "seed=interval(0,1)"], "only lists and ranges can be swept"),
+        (["-m", "seed=a,b"], "seed=a: Value 'a' of type 'str' could not be converted to Integer"),
+        (["resume"], "say which sweep: cdep-run resume outputs/sweeps/table3"),
+        (["resume", "nowhere"], "nowhere holds no sweep: there is no sweep.json"),
+        (["status", "nowhere"], "no sweep in nowhere"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_a_line(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = inside(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_named_sweep_has_one_folder_whatever_does_not_change_its_runs() -> None:
+    assert sweep_folder(["+sweep=table3", "data_dir=/x", "threads=2"], "now") == "table3"
+    assert sweep_folder(["penalty=none,cdep"], "now") == "now"
+    changed = sweep_folder(["seed=range(2)", "+sweep=table3"], "now")
+    assert changed.startswith("table3-seed=range_2_-")
+    assert changed != sweep_folder(["seed=range(3)", "+sweep=table3"], "now")
+    both = ["seed=0", "training.epochs=1", "+sweep=table3"]
+    assert sweep_folder(both, "now") == sweep_folder(both[::-1], "now")
+
+
+def test_the_time_left_comes_from_runs_of_the_same_kind() -> None:
+    def entry(penalty: str, state: str, seconds: float = 0.0) -> Entry:
+        return Entry("", "d", penalty, [], state=state, seconds=seconds)
+
+    done = [entry("none", "completed", 10), entry("none", "skipped", 20)]
+    done.append(entry("cdep", "completed", 60))
+    todo = [entry("none", "pending"), entry("cdep", "in flight", 20), entry("eg", "pending")]
+    assert seconds_left(done + todo, 1) == 15 + 40 + 30
+    assert seconds_left(done + todo, 2) == 42.5
+    assert seconds_left(todo, 1) is None and seconds_left(done, 1) is None
 
 
 def test_the_table_leaves_empty_what_a_row_does_not_have() -> None:
     rows = [{"job": "0", "accuracy": "0.9", "error": ""}, {"job": "10", "error": "no"}]
-    assert format_table(rows) == "job  accuracy  error\n0    0.9\n10             no"
+    assert format_table(rows) == "job  accuracy  folder  error\n0    0.9\n10                     no"

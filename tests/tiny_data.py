@@ -186,3 +186,9 @@ class Broken(At):
 
     def happen(self, value: Tensor) -> Tensor:
         raise RuntimeError("a fuse blew")
+
+
+class Terminated(Signal):
+    """The process is asked to end."""
+
+    number = signal.SIGTERM

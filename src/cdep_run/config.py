@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from cdep_run.errors import ConfigError
 
@@ -310,15 +312,37 @@ class SubmititLocal:
     """
 
     _target_: str = "hydra_plugins.cdep_run_launcher.SubmititLocal"
-    parallel: int = 1  # jobs at the same time; with more, say threads=1 or so
+    parallel: int = 1  # jobs at the same time; unless `threads` is set they share the cores
     gpus_per_node: int = 1  # GPUs that a job sees, counted from the first; submitit hides the rest
     timeout_min: int = 100_000  # minutes until a job is stopped
     submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"  # what the processes print
     name: str = "cdep-run"
 
 
+class SameCode(Enum):
+    """Which finished runs count as made by the same code."""
+
+    version = "version"
+    commit = "commit"
+    any = "any"
+
+
+@dataclass
+class Arms:
+    """`hydra_plugins.cdep_run_sweeper.ArmsSweeper`."""
+
+    _target_: str = MISSING
+    params: dict[str, Any] = MISSING
+    arms: dict[str, dict[str, Any]] = MISSING
+    choose_strength: bool = MISSING
+    reuse: list[str] = MISSING
+    same_code: SameCode = MISSING
+    plan_only: bool = MISSING
+
+
 SCHEMAS = {
     "schema": Config,
+    "schema_arms": Arms,
     "schema_decoy_digits": DecoyDigits,
     "schema_mnist": Mnist,
     "schema_decoy_mnist": DecoyMnist,
@@ -347,6 +371,29 @@ def register_schemas() -> None:
     for name, node in SCHEMAS.items():
         store.store(name=name, node=node, provider="cdep-run")
     store.store("submitit_local", SubmititLocal, group="hydra/launcher", provider="cdep-run")
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+
+
+def sweep_folder(overrides: Iterable[str], time: str) -> str:
+    """The folder's name of a sweep: a stable one for `+sweep=NAME`, otherwise the time.
+
+    What is overridden besides stands in the name, cut short and with a digest, so that the same
+    command finds its sweep again; what may change on resume does not.
+    """
+    said = identity(overrides)
+    names = [word.partition("=")[2] for word in said if word.lstrip("+").startswith("sweep=")]
+    changes = ",".join(word for word in said if not word.lstrip("+").startswith("sweep="))
+    if not names:
+        return time
+    if not changes:
+        return names[0]
+    digest = hashlib.sha256(changes.encode()).hexdigest()[:6]
+    return f"{names[0]}-{re.sub('[^A-Za-z0-9.,=_-]+', '_', changes)[:60]}-{digest}"
+
+
+def identity(overrides: Iterable[str]) -> list[str]:
+    """Those overrides, sorted, that make a sweep another one."""
+    return sorted(o for o in overrides if not FREE_ON_RESUME.fullmatch(o.lstrip("+").split("=")[0]))
 
 
 def config_dir() -> Path:

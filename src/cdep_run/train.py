@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
 from cdep_run.errors import CdepError, CheckpointError, ConfigError
-from cdep_run.files import write_atomic, write_json
+from cdep_run.files import alone_in, write_atomic, write_json
 from cdep_run.record import (
     CONFIG,
     RESULT,
@@ -44,7 +44,16 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point of `cdep-run`."""
+    """Entry point of `cdep-run`; with `resume` or `status` and folders, of `cdep_run.again`."""
+    if len(sys.argv) > 1 and sys.argv[1] in ("resume", "status"):
+        from cdep_run import again
+
+        try:
+            if sys.argv[1] == "status":
+                sys.exit(again.status(sys.argv[2:]))
+            sys.argv[1:] = again.resume(sys.argv[2:])
+        except CdepError as error:
+            sys.exit(f"cdep-run: error: {error}")
     register_schemas()
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
@@ -53,7 +62,7 @@ def main() -> None:
 
 
 def job(config: DictConfig) -> float | None:
-    """One run in its own folder; status.json tells how it ended.
+    """One run in its own folder, alone there; status.json tells how it ended.
 
     In a sweep an error ends this job alone; otherwise it ends the command: one line for what a
     user can mend, a traceback for the rest.
@@ -61,17 +70,37 @@ def job(config: DictConfig) -> float | None:
     Returns:
         The selection metric on the selection split, for sweepers that search; None: failed.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(folder, wait=sweep))
+        except ConfigError as error:  # status.json is that of the other process
+            sys.exit(f"cdep-run: error: {error}")
+        result = noted(config, folder, sweep)
+    if result is None:
+        return None
+    for split, scores in result["metrics"].items():
+        shown = [f"{name} {value:.4g}" for name, value in scores.items() if value is not None]
+        log.info("%-12s %s", split, ", ".join(shown))
+    if not sweep:
+        print(folder)
+    return result["metrics"][result["selection_split"]][selection_metric(result)]
+
+
+def noted(config: DictConfig, folder: Path, sweep: bool) -> dict[str, Any] | None:
+    """`train`, with status.json kept up to date; None where a job of a sweep failed."""
     hydra_config = HydraConfig.get()
     overrides = hydra_config.overrides.task
-    folder = Path(hydra_config.runtime.output_dir)
-    sweep = hydra_config.mode == RunMode.MULTIRUN
     write_status(folder, "running", overrides)
     try:
         result = train(plain(config), folder)
     except (Interrupted, KeyboardInterrupt):
         write_status(folder, "interrupted", overrides)
-        where = f"sweep.dir={hydra_config.sweep.dir}" if sweep else f"run.dir={folder}"
-        log.warning("interrupted; to go on, repeat the command with hydra.%s resume=true", where)
+        again = f"repeat the command with hydra.run.dir={folder} resume=true"
+        if sweep:
+            again = f"cdep-run resume {hydra_config.sweep.dir}"
+        log.warning("interrupted; to go on: %s", again)
         sys.exit(130)
     except Exception as error:
         expected = isinstance(error, CdepError)
@@ -84,12 +113,7 @@ def job(config: DictConfig) -> float | None:
             raise
         return None
     write_status(folder, "finished", overrides)
-    for split, scores in result["metrics"].items():
-        shown = [f"{name} {value:.4g}" for name, value in scores.items() if value is not None]
-        log.info("%-12s %s", split, ", ".join(shown))
-    if not sweep:
-        print(folder)
-    return result["metrics"][result["selection_split"]][selection_metric(result)]
+    return result
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+GRACE_SECONDS = 30.0  # for a job that is asked to stop to write its checkpoint
+
 
 class SubmititLocal(Launcher):
-    """Hands jobs one by one to hydra-submitit-launcher's local launcher.
+    """Hands jobs one by one to submitit, by the function of hydra-submitit-launcher.
 
     That launcher by itself starts all jobs at once, and forgets the others when one is killed.
 
     Args:
-        parallel: jobs that run at the same time.
+        parallel: jobs that run at the same time; where `threads` is not set they share the cores.
         settings: of the launcher that is wrapped.
     """
 
     def __init__(self, parallel: int, **settings: Any) -> None:
         self.parallel, self.settings = parallel, settings
+        self.running: set[Any] = set()
+        self.stopped = False
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -45,24 +54,61 @@ class SubmititLocal(Launcher):
                 "cdep-run: error: hydra/launcher=submitit_local needs hydra-submitit-launcher; "
                 "pip install 'cdep-run[submitit]'"
             ) from error
+        import submitit
         from submitit.local.local import LocalJob
 
         LocalJob._results_timeout_s = 1  # the wait for a shared file system; here the disk is local
+        function = LocalLauncher(**self.settings)
+        function.setup(config=self.config, **self.context)
+        parameters = dict(self.settings)
+        executor = submitit.AutoExecutor(parameters.pop("submitit_folder"), cluster="local")
+        executor.update_parameters(**parameters)
 
         def run(overrides: Sequence[str], number: int) -> JobReturn:
-            launcher = LocalLauncher(**self.settings)
-            launcher.setup(config=self.config, **self.context)
+            if self.stopped:
+                return ended(overrides)
+            name = f"job_id_for_{number}"
+            overrides = [*overrides, *self._share(overrides)]
+            job = executor.submit(
+                function, overrides, "hydra.sweep.dir", number, name, Singleton.get_state()
+            )
+            self.running.add(job)
             try:
-                return launcher.launch([overrides], number)[0]
+                return job.result()
             except Exception:  # whatever ended the process
                 self._note(overrides, number)
-                return JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+                return ended(overrides)
+            finally:
+                self.running.discard(job)
 
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(run, job_overrides, count(initial_job_idx)))
+            try:
+                return list(pool.map(run, job_overrides, count(initial_job_idx)))
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+
+    def _share(self, overrides: Sequence[str]) -> list[str]:
+        """The threads of each of several jobs, unless the user set them."""
+        said = any(override.startswith("threads=") for override in overrides)
+        if self.parallel == 1 or said or self.config.threads is not None:
+            return []
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return [f"threads={max(1, cores // self.parallel)}"]
+
+    def _stop(self) -> None:
+        """Ask the jobs under way to stop after a checkpoint; end those that do not."""
+        self.stopped = True
+        for job in self.running:
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
+        late = threading.Timer(GRACE_SECONDS, lambda: [job.cancel(False) for job in self.running])
+        late.daemon = True
+        late.start()
 
     def _note(self, overrides: Sequence[str], number: int) -> None:
-        """Write the status that the job could not write."""
+        """Write the status that the job could not write; one that was stopped is no failure."""
         from cdep_run.files import read_json
         from cdep_run.record import STATUS, write_status
 
@@ -71,8 +117,13 @@ class SubmititLocal(Launcher):
             config.hydra.job.num = number
         folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
         status = read_json(folder / STATUS)
-        if status is None or status["state"] == "running":
+        if not self.stopped and (status is None or status["state"] in ("running", "pending")):
             folder.mkdir(parents=True, exist_ok=True)
             printed = f"{config.hydra.sweep.dir}/.submitit"
             message = f"the process was killed or crashed; what it printed is in {printed}"
             write_status(folder, "failed", config.hydra.overrides.task, message)
+
+
+def ended(overrides: Sequence[str]) -> JobReturn:
+    """What Hydra is told of a job without a result."""
+    return JobReturn(overrides=overrides, status=JobStatus.COMPLETED)

@@ -1,0 +1,67 @@
+"""Hydra sweeper: arms with a grid each, every job once, finished ones skipped, resumable."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class ArmsSweeper(Sweeper):
+    """See `configs/hydra/sweeper/arms.yaml` for the options; the work is `cdep_run.sweep.Sweep`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = OmegaConf.to_container(
+            OmegaConf.create(options), resolve=True, enum_to_str=True
+        )
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `sweep`."""
+        loader = hydra_context.config_loader
+        self.compose = lambda overrides: loader.load_sweep_config(config, overrides)
+        self.folder = Path(config.hydra.sweep.dir)
+        self.parallel = config.hydra.launcher.get("parallel", 1)
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs; the process ends with 1 unless all are done, with 130 if interrupted."""
+        from cdep_run.errors import CdepError  # late: Hydra imports all plugins at every start
+        from cdep_run.files import alone_in
+        from cdep_run.sweep import Sweep, sweep_manifest
+
+        before = signal.signal(signal.SIGTERM, interrupt)
+        try:
+            with alone_in(self.folder):
+                sweep = Sweep(
+                    sweep_manifest(self.folder, arguments, self.parallel),
+                    arguments,
+                    self.options,
+                    self.compose,
+                    lambda batch: self.launcher.launch(batch, initial_job_idx=0),
+                )
+                done = sweep.run()
+        except CdepError as error:
+            sys.exit(f"cdep-run: error: {error}")
+        except KeyboardInterrupt:
+            print(f"interrupted; to go on: cdep-run resume {self.folder}", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if not done:
+            sys.exit(1)
+
+
+def interrupt(*args: object) -> None:
+    """SIGTERM acts as Ctrl-C."""
+    raise KeyboardInterrupt
