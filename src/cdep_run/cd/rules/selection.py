@@ -44,7 +44,8 @@ def selects(func, x, *args, **kwargs):
         if name == "msort":
             return x.sort(0)[0]
         flat = x.flatten()
-        return flat[getattr(torch, name)(flat.total, 0)[1]]
+        index = getattr(torch, name)(flat.total, 0)[1]
+        return flat.gather(0, index.view(1)).squeeze(0)
     values, indices = result
     reduced = values.dim() < x.dim()
     dim = kwargs.get("dim", _dim_argument(name, args))
