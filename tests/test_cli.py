@@ -44,8 +44,8 @@ def test_completion_knows_the_groups(tmp_path: Path) -> None:
         (["-m", "hydra.sweep.dir=/dev/null/x"], "cannot write to hydra.sweep.dir=/dev/null/x"),
         (["model=lstm"], "is for text; decoy_digits has no word vectors"),
         (
-            ["model=torchvision", "model.name=vit_b_16"],
-            "inputs [2, 1, 28, 28] of decoy_digits, fails: AssertionError: Wrong image height",
+            ["model=torchvision", "model.name=densenet121"],
+            "inputs [2, 1, 28, 28] of decoy_digits, fails: RuntimeError: Given input size",
         ),
         (
             ["~dataset.penalties.cdep"],
