@@ -505,6 +505,18 @@ def refused(after: Callable[[Tensor], object], error: type[Exception], match: st
         decompose(Net(after), torch.randn(2, 6), torch.ones(2, 6, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 6).numpy() > 0])
+def test_what_is_no_tensor_is_refused(mask):
+    with pytest.raises(ValueError, match="must be tensors, got Tensor and"):
+        decompose(nn.Linear(6, 3), torch.ones(2, 6), mask)
+
+
+def test_no_examples_have_no_parts():
+    model = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten())
+    x, mask = inputs()
+    assert decompose(model, x[:0], mask).relevant.shape == (0, 2, 32)
+
+
 def test_outputs_that_are_not_logits_are_refused_with_a_cure():
     refused(lambda y: (y, y), ValueError, r"got a tuple.*model\(x\)\[0\]")
     refused(lambda y: {"out": y}, ValueError, "got a dict")

@@ -72,16 +72,19 @@ def decompose(
 
     Raises:
         MissingRuleError: the forward uses an op without a rule; names the op and the module.
-        ValueError: the mask or `relevant` does not fit `x`, `x` is complex or sparse, or the
-            model's output is not `[N, C]`.
+        ValueError: `x` or the mask is no tensor, the mask or `relevant` does not fit `x`, `x` is
+            complex or sparse, or the model's output is not `[N, C]`.
     """
+    if not (isinstance(x, Tensor) and isinstance(mask, Tensor)):
+        kinds = f"{type(x).__name__} and {type(mask).__name__}"
+        raise ValueError(f"inputs and mask must be tensors, got {kinds}; use torch.as_tensor")
     if x.is_complex() or x.layout != torch.strided or x.is_nested:
         raise ValueError(f"decompose needs a dense real input, got {x.dtype}, {x.layout}")
     masks = fit_mask(x, mask).unbind(1)
     if boxes is not None:
         _check_boxes(x, boxes, len(masks))
     elif x.dim() == 4 and x.is_cpu and relevant is None:
-        boxes = [_bounds(m) for m in masks]
+        boxes = [_bounds(m) for m in masks] if len(x) else None
     if relevant is None:
         parts = tuple(_part(x, m, boxes[g] if boxes else None) for g, m in enumerate(masks))
     elif relevant.shape == (len(x), len(masks), *x.shape[1:]):
