@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings(folders: Iterable[Path]) -> list[Setting]:
-    """The settings of the finished runs below some folders, "none" first.
+    """The settings of the finished runs below some folders, "none" first, named by what differs.
 
     Raises:
         ConfigError: there is no finished run, or runs are on more than one data set.
@@ -60,9 +60,13 @@ def settings(folders: Iterable[Path]) -> list[Setting]:
         raise ConfigError(f"runs on several data sets: {', '.join(sorted(set(runs['dataset'])))}")
     several = runs["seed"].nunique() > 1
     order = {penalty: place for place, penalty in enumerate(TITLES)}
+    rows = runs.to_dict("records")
+    said_of_each = [overrides(run["config"])[0] for run in rows]
+    shared = set.intersection(*(set(said.items()) for said in said_of_each))
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for run in runs.to_dict("records"):
-        said = {k: v for k, v in overrides(run["config"])[0].items() if k != "dataset.fold"}
+    for run, whole in zip(rows, said_of_each, strict=True):
+        needed = {"penalty": whole["penalty"]} | dict(whole.items() - shared)
+        said = {k: v for k, v in whole.items() if k in needed and k != "dataset.fold"}
         name = label(said, run["config"])
         name += f", λ = {run['strength']:g}" if run["strength"] else ""
         name += f", seed {run['seed']}" if several else ""
