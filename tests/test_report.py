@@ -80,6 +80,8 @@ def grid(folder: Path) -> None:
         ("penalty.form=pair", "penalty.relu=asymmetric", "training.patience=2"),
         ("dataset=color_mnist", "optimizer=sgd", "model=torchvision", "model.name=resnet18"),
         ("penalty=none", "dataset.train_size=300", "training.restore_best=true", "threads=1"),
+        ("dataset=isic", "model=efficientnet_lite0", "penalty.strength=1", "model.weights=null"),
+        ("dataset=isic", "model.name=resnet18"),
     ],
 )
 def test_the_command_of_a_run_composes_its_settings_again(said):

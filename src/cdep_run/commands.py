@@ -35,12 +35,14 @@ def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     if standard is None:
         return said, []
     for group in ("model", "optimizer"):
-        target = wanted.get(f"{group}._target_")
-        if (
-            target
-            and standard.get(f"{group}._target_") != target
-            and (found := choice(group, target))
-        ):
+        kind, usual = (
+            (values.get(f"{group}._target_"), values.get(f"{group}.name"))
+            for values in (wanted, standard)
+        )
+        if kind[0] is None or kind == usual:
+            continue
+        found = choice(group, *kind) or (kind[0] != usual[0] and choice(group, kind[0]))
+        if found:
             said[group] = found
     standard = defaults(*(f"{key}={value}" for key, value in said.items())) or standard
     unknown = [name for name in wanted if name not in standard]
@@ -120,9 +122,11 @@ def defaults(*choices: str) -> dict[str, Any] | None:
 
 
 @cache
-def choice(group: str, target: str) -> str | None:
-    """The name of the file in `configs/<group>/` that builds `target`."""
+def choice(group: str, target: str, *name: str | None) -> str | None:
+    """The name of the file in `configs/<group>/` that builds `target`, by this `name` if given."""
     for file in sorted((config_dir() / group).glob("*.yaml")):
-        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
+        one = OmegaConf.load(file)
+        fits = OmegaConf.select(one, "_target_") == target
+        if fits and (not name or OmegaConf.select(one, "name") == name[0]):
             return file.stem
     return None
