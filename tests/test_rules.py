@@ -534,6 +534,22 @@ def test_ordinary_buffers_are_not_written_to_silently():
     refused(lambda y: torch.zeros(2, 3).add_(y), MissingRuleError, r"ordinary tensor.*new_zeros")
 
 
+def test_an_output_argument_is_refused():
+    """It would be written to for the total and then for every part."""
+    refused(
+        lambda y: torch.cat([y, y], 1, out=torch.empty(2, 6)),
+        MissingRuleError,
+        "with out=.*returns",
+    )
+
+
+def test_a_comparison_in_place_leaves_a_constant():
+    x, mask = inputs()
+    parts = decompose(lambda p: (p.clone().gt_(0) * p).flatten(1), x, mask)
+    torch.testing.assert_close(parts.total, x.relu().flatten(1))
+    torch.testing.assert_close(parts.relevant, (x.relu()[:, None] * mask).flatten(2))
+
+
 def test_an_autograd_function_is_refused_where_it_would_lose_gradients():
     refused(Doubled.apply, MissingRuleError, "Doubled.apply.*ordinary torch ops")
     with torch.no_grad():

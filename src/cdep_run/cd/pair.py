@@ -78,8 +78,18 @@ class Pair(torch.Tensor):
         """The relevant parts as ordinary tensors of the total's shape, one a group."""
         return (part.dense() if isinstance(part, Windows) else part for part in self.parts)
 
-    def _write(self, result: Pair) -> Pair:
-        """Take over `result`, as an in-place op does; views of the same memory see it too."""
+    def _write(self, result: Tensor) -> Tensor:
+        """Take over `result`, as an in-place op does; views of the same memory see it too.
+
+        What is no pair, such as a comparison, leaves a constant.
+        """
+        if not isinstance(result, Pair):
+            if self._aliased:
+                raise registry.MissingRuleError(
+                    "a comparison or the like, in place", cure="Write it out of place."
+                )
+            self.total, self.__class__ = result.to(self.total.dtype), Constant  # type: ignore[assignment]
+            return self
         if self._aliased:
             self.total.copy_(result.total)
             for mine, new in zip(self.dense(), result.dense(), strict=True):
@@ -97,6 +107,10 @@ class Pair(torch.Tensor):
             _refuse_autograd_functions()
         kwargs = dict(kwargs) if kwargs else {}
         if kwargs:
+            if kwargs.pop("out", None) is not None:
+                raise registry.MissingRuleError(
+                    f"{registry.describe(func)} with out=", cure="Use what it returns instead."
+                )
             args = (*args, *(kwargs.pop(name) for name in OPERANDS if name in kwargs))
         rule, func, in_place = registry.find(func)
         in_place = kwargs.pop("inplace", False) or in_place
