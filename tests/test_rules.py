@@ -616,3 +616,31 @@ def test_a_constant_that_differs_from_place_to_place_is_added_outside_the_boxes_
     inside = x * mask
     expected = inside + place * share(inside, x - inside)
     torch.testing.assert_close(ours.relevant, expected.flatten(1))
+
+
+class Deep(nn.Module):
+    """Affine maps and rectifiers of all kinds, a residual link, a mean, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, 2), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.slope, self.head = nn.BatchNorm2d(6), nn.PReLU(6), nn.Linear(6, 3)
+        self.norm.running_mean.normal_()
+        self.norm.bias.data.normal_()
+
+    def forward(self, x):
+        x = F.relu6(self.norm(self.first(x)))
+        x = x + F.hardtanh(self.second(x), 0, 2) + 0.5
+        return self.head(F.leaky_relu(self.slope(x) - 1).mean((2, 3)))
+
+
+def test_under_the_variant_last_a_part_is_what_setting_the_group_to_0_takes_away():
+    torch.manual_seed(0)
+    model, x = Deep().double().eval(), torch.randn(4, 3, 13, 13).double()
+    scattered = torch.rand(4, 1, 13, 13) < 0.3
+    corner = torch.zeros(1, 1, 13, 13, dtype=torch.bool)
+    corner[..., :4, 9:] = True  # in the windows of the engine
+    for mask in (scattered, corner, torch.zeros_like(corner), torch.ones_like(corner)):
+        found = decompose(model, x, mask, rules={"relu": "last"})
+        torch.testing.assert_close(found.relevant, model(x) - model(x * ~mask))
+        torch.testing.assert_close(found.irrelevant, model(x * ~mask))

@@ -167,6 +167,7 @@ class ReLURule(Enum):
 
     asymmetric = "asymmetric"
     symmetric = "symmetric"
+    last = "last"
 
 
 class RecurrentBias(Enum):

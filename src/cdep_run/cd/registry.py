@@ -17,8 +17,11 @@ _found: dict[Callable, tuple[Rule, Callable, bool]] = {}  # what `find` answered
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn, torch.linalg, torch.fft)
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    # ReLU(β), as in ACD and in the published CDEP code | ½[f(β) + f(β+γ) − f(γ)], Shapley form
-    "relu": ("asymmetric", "symmetric"),
+    # ReLU(β), as in ACD and in the published CDEP code | ½[f(β) + f(β+γ) − f(γ)], Shapley form |
+    # f(β+γ) − f(γ), and biases are γ's: the group comes last. In a net of affine maps and
+    # rectifiers β is then what setting the group to 0 takes away. In deep nets the other two hand
+    # out so much of the biases that β becomes a share of the total, whatever the group holds.
+    "relu": ("asymmetric", "symmetric", "last"),
     # of two decomposed tensors: β₁β₂ + ½(β₁γ₂ + γ₁β₂), the Shapley value | β₁β₂ alone, as in the
     # first CD for LSTMs (without its bias terms): what needs both parts is irrelevant
     "product": ("shapley", "strict"),

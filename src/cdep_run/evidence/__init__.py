@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from cdep_run.cd import VARIANTS
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.measure import Found, Options, judge
 from cdep_run.evidence.summary import COLUMNS, figure, markdown, summarise
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--avoid", type=Path, help="masks <id>.png that stickers must not cover")
     parser.add_argument("--seed", type=int, default=standard.seed, help="of stickers and bootstrap")
     parser.add_argument("--resamples", type=int, default=standard.resamples, help="of bootstrap")
-    parser.add_argument("--relu", default=standard.relu, choices=("symmetric", "asymmetric"))
+    parser.add_argument("--relu", default=standard.relu, choices=VARIANTS["relu"])
     parser.add_argument("--examples", type=int, default=standard.examples, help="in the figure (6)")
     arguments = vars(parser.parse_args())
     folders, out = arguments.pop("folders"), arguments.pop("out")

@@ -53,7 +53,7 @@ class CDEP:
 
     Args:
         form: how a group's contribution is measured, one of `FORMS`.
-        relu: the CD rule for ReLU, "asymmetric" (ACD, published code) or "symmetric".
+        relu: the CD rule for ReLU, "asymmetric" (ACD, published code), "symmetric" or "last".
         recurrent_bias: where the biases of a recurrent net belong to the group: "inside", or
             "before_last", all its positions but the last (published code).
         detach_vectors: the penalty does not train word vectors (published code); costs a second

@@ -65,10 +65,25 @@ register_rule(*SYMMETRIC.split())(symmetric)
 
 
 def rectifier(func, x, *args, **kwargs):
-    """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0; variant "symmetric" selectable."""
+    """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0; variants "symmetric" and "last" selectable."""
     if variant("relu") == "symmetric":
         return symmetric(func, x, *args, **kwargs)
+    if variant("relu") == "last":
+        return last(func, x, *args, **kwargs)
     return x.map_elements(func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs))
+
+
+def last(func, x, *args, **kwargs):
+    """β' = f(β + γ) − f(γ), γ' = f(γ): what the group adds to all the rest."""
+    total = func(x.total, *args, **kwargs)
+    return x.map_elements(
+        total,
+        lambda rel, before, after: torch.where(
+            rel == 0, 0, after - func(before - rel, *args, **kwargs)
+        ),
+        x.total,
+        total,
+    )
 
 
 RECTIFIERS = "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish"
@@ -78,12 +93,13 @@ register_rule(*RECTIFIERS.split())(rectifier)
 @register_rule("prelu")
 def prelu(func, x, weight):
     """As `rectifier`; the slope is one a channel, so the parts are computed as a whole."""
-    if variant("relu") == "symmetric":
-        total = func(x.total, weight)
-        return x.map(
-            total, lambda rel: (func(rel, weight) + (total - func(x.total - rel, weight))) / 2
-        )
-    return x.map(func(x.total, weight), lambda rel: func(rel, weight))
+    total = func(x.total, weight)
+
+    def part(rel):
+        first, last = func(rel, weight), total - func(x.total - rel, weight)
+        return {"asymmetric": first, "symmetric": (first + last) / 2, "last": last}[variant("relu")]
+
+    return x.map(total, part)
 
 
 @register_rule("rrelu")

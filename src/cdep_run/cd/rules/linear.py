@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdep_run.cd import windows
 from cdep_run.cd.pair import Pair
-from cdep_run.cd.registry import register_rule
+from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.windows import Windows
 
 
@@ -117,6 +117,8 @@ def _floor(bias: Tensor) -> Tensor:
 def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
     """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
 
+    Under the variant "last" of the rule for ReLU the constant belongs to γ.
+
     The total is computed by the steps that compute the parts, so that the two agree to the last bit
     where the group is everything: γ is then 0 and not a rounding error, to which a bias could go.
 
@@ -132,6 +134,8 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
         pair = pair.map(pair.total, lambda rel: rel)
     before, constant = pair.total, bias.to(pair.total.dtype)
     total = before + constant if scale is None else torch.addcmul(constant, before, scale)
+    if variant("relu") == "last":
+        return pair.map_elements(total, lambda rel: rel.clone() if scale is None else rel * scale)
     return pair.map_elements(
         total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
     )
