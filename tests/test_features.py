@@ -223,9 +223,7 @@ def test_a_move_to_another_device_takes_a_split_s_own_rows(folder):
     index = split.order(5, shuffle=False)[0]
     own = split.loaded()
     torch.testing.assert_close(own.batch(index).inputs, split.batch(index).inputs)
-    torch.testing.assert_close(
-        own.batch(index).groups.relevant, split.batch(index).groups.relevant
-    )
+    torch.testing.assert_close(own.batch(index).groups.relevant, split.batch(index).groups.relevant)
 
 
 @pytest.mark.parametrize("penalty", [RRR(), ExpectedGradients()])

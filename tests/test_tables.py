@@ -311,7 +311,7 @@ def test_wrong_arguments_are_answered_in_one_line(tmp_path, monkeypatch):
     make_record(tmp_path / "a.json", 0.5)
     (tmp_path / "file").write_text("")
     for arguments, words in (
-        (["--table", "table9"], "no table table9; there are all, figure_s5"),
+        (["--table", "table9"], "no table table9; there are table"),
         (["--table", "none.yaml"], "no table none.yaml"),
         (["--table", "all", "--out", tmp_path / "file"], "cannot write"),
     ):

@@ -87,7 +87,12 @@ def label(said: Mapping[str, str], config: dict[str, Any]) -> str:
     if said["penalty"] == "cdep" or "penalty.form" in said:
         words += [penalty[key] for key in ("form", "relu") if key in penalty]
     named = ("dataset", "penalty", "penalty.strength", "penalty.form", "penalty.relu", "seed")
-    return ", ".join([*words, *(f"{k}={v}" for k, v in said.items() if k not in named)])
+    return ", ".join([*words, *special(said, named)])
+
+
+def special(said: Mapping[str, str], named: Iterable[str]) -> list[str]:
+    """Overrides as a label shows them, without those that are named; nor what moved in the code."""
+    return [f"{k}={v}" for k, v in said.items() if k not in named and not k.endswith("._target_")]
 
 
 def literal(value: Any) -> str:

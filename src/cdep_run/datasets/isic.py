@@ -220,9 +220,7 @@ def _labelled(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _with_contents(
-    folder: Path, table: pd.DataFrame, size: int | None
-) -> tuple[pd.DataFrame, int]:
+def _with_contents(folder: Path, table: pd.DataFrame, size: int | None) -> tuple[pd.DataFrame, int]:
     """`table` with image_key and mask_key, and height and width of the images.
 
     Raises:

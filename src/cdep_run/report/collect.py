@@ -10,8 +10,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import pandas as pd
+
 from cdep_run.commands import TITLES, command_of, label, overrides
 from cdep_run.runs import load_runs
+from cdep_run.selection import select
+from cdep_run.tables import tables
+from cdep_run.tables.spec import names, read
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Cell:
     strength: float
     seeds: list[int]
     quick: bool
-    chosen: bool  # λ with the best mean accuracy on the selection split, among those of its label
+    chosen: bool  # by `selection.select`, among the λ of its curve
     selection_split: str | None
     scores: dict[str, tuple[float, float | None, int]]
     seconds_per_epoch: float | None
@@ -68,6 +73,7 @@ class Report:
     runs: list[Run] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)  # the papers', those with runs
     examples: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     command: str = ""
@@ -108,7 +114,9 @@ def collect(folders: Iterable[Path]) -> Report:
     for run in report.runs:
         if len(prints[run.dataset, run.label, run.strength]) > 1:  # seen on several data
             run.label += f", data {run.fingerprint[:8]}"
-    report.cells = [cell(group) for group in groups.values()]
+    curves = select(frame)
+    chosen = set(curves.loc[curves["chosen"].astype(bool), "cell"])
+    report.cells = [cell(group, name in chosen) for name, group in groups.items()]
     order = list(TITLES)
     report.cells.sort(
         key=lambda c: (
@@ -118,8 +126,18 @@ def collect(folders: Iterable[Path]) -> Report:
             c.strength,
         )
     )
-    choose(report)
+    report.tables = papers(frame)
     return report
+
+
+def papers(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The papers' tables of which there are runs, without their numbers in full digits."""
+    specs = {name: read(name) for name in names() if name != "all"}
+    return [
+        {"name": name, **{key: value for key, value in vars(table).items() if key != "numbers"}}
+        for name, table in tables(specs, frame)
+        if table.commands
+    ]
 
 
 def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
@@ -174,7 +192,7 @@ def history(rows: Any) -> dict[str, list[float | None]] | None:
     return {key: [number(row.get(key)) for row in rows] for key in columns}
 
 
-def cell(group: list[tuple[Run, dict[str, str]]]) -> Cell:
+def cell(group: list[tuple[Run, dict[str, str]]], chosen: bool) -> Cell:
     """The seeds of one setting together."""
     runs = [run for run, _ in group]
     first, said = group[0]
@@ -192,7 +210,7 @@ def cell(group: list[tuple[Run, dict[str, str]]]) -> Cell:
         strength=first.strength,
         seeds=seeds,
         quick=first.quick,
-        chosen=False,
+        chosen=chosen,
         selection_split=first.selection_split,
         scores=scores,
         seconds_per_epoch=mean(seconds) if seconds else None,
@@ -202,18 +220,3 @@ def cell(group: list[tuple[Run, dict[str, str]]]) -> Cell:
         command=command_of(said, first.strength, {"seed": seeds}),
         runs=[run.id for run in runs],
     )
-
-
-def choose(report: Report) -> None:
-    """Mark in each curve the λ with the best mean accuracy on its selection split, never test's.
-
-    Of equally good ones the smallest.
-    """
-    curve = {run.id: run.curve for run in report.runs}
-    best: dict[str, tuple[float, Cell]] = {}
-    for one in report.cells:
-        score, name = one.scores.get(f"{one.selection_split}/accuracy"), curve[one.runs[0]]
-        if score is not None and (name not in best or score[0] > best[name][0]):
-            best[name] = score[0], one
-    for _, one in best.values():
-        one.chosen = True

@@ -1,4 +1,4 @@
-"""Pictures for the report: inputs, what must not matter, and where each trained net looks."""
+"""Examples for the report: inputs, what must not matter, and where each trained net looks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import base64
 import io
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdep_run.errors import CdepError
 from cdep_run.report.collect import Report, Run
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cdep_run.datasets.base import Bunch, TensorSplit
+
 LARGEST = 160  # pixels: larger pictures are made smaller
+LOOKED_AT = 16  # times as many images as are shown: among them those with a mask come first
 
 
 def add_examples(report: Report, count: int) -> None:
@@ -30,15 +36,16 @@ def add_examples(report: Report, count: int) -> None:
                 strength = "" if run.penalty == "none" else f", λ = {run.strength:g}"
                 nets[run.dataset][run.label + strength] = run
                 break
-    for dataset in dict.fromkeys(run.dataset for run in report.runs):
-        if dataset not in nets:
-            report.problems.append(
-                f"{dataset}: no pictures of where nets look, as its runs with the chosen λ have no "
-                "checkpoints here (records alone hold no weights)"
-            )
-            continue
+    sets = list(dict.fromkeys(run.dataset for run in report.runs))
+    bare = [dataset for dataset in sets if dataset not in nets]
+    if bare:
+        report.problems.append(
+            f"{', '.join(bare)}: no pictures of where nets look, as the runs with the chosen λ "
+            "have no checkpoints here (records alone hold no weights)"
+        )
+    for dataset, runs in nets.items():
         try:
-            report.examples.append(pictures(dataset, nets[dataset], count))
+            report.examples.append(drawn(dataset, runs, count))
         except (CdepError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             message = str(error).partition("\n")[0]
             report.problems.append(
@@ -46,21 +53,34 @@ def add_examples(report: Report, count: int) -> None:
             )
 
 
-def pictures(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
-    """Columns of pictures as data URIs, each with a caption."""
-    import torch
-
-    from cdep_run.plots import sensitivity
+def drawn(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
+    """Examples of a data set as its trained nets see them."""
     from cdep_run.train import load
 
     loaded = {title: load(Path(run.path).parent) for title, run in runs.items()}
     _, bunch = next(iter(loaded.values()))
+    models = {title: model for title, (model, _) in loaded.items()}
+    draw = pictures if bunch.vocabulary is None else sentences
+    commands = [run.command for run in runs.values()]
+    return {"dataset": dataset, "commands": commands, **draw(models, bunch, count)}
+
+
+def pictures(models: dict[str, nn.Module], bunch: Bunch, count: int) -> dict[str, Any]:
+    """Test images, those with a mask first: columns of pictures as data URIs, with captions."""
+    import torch
+
+    from cdep_run.plots import sensitivity
+
     split = bunch.splits["test"]
     labels = split.labels.tolist()
     order = sorted(range(len(labels)), key=lambda i: (labels[:i].count(labels[i]), labels[i]))
     if bunch.display is None:
         raise ValueError("its examples are no images")
-    batch = split.batch(torch.tensor(order[:count]))
+    index = torch.tensor(order[: LOOKED_AT * count])
+    groups = split.batch(index).groups
+    if groups is not None and groups.annotated is not None:
+        index = index[(~groups.annotated).int().argsort(stable=True)]
+    batch = split.batch(index[:count])
     images = bunch.display(batch.inputs)
     truth = batch.labels.tolist()
     rows: list[list[dict[str, str]]] = [
@@ -73,7 +93,7 @@ def pictures(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
         mask = batch.groups.mask.any(1).any(1).expand(len(images), *images.shape[-2:])
         for row, one in zip(rows, mask, strict=True):
             row.append({"src": picture(one[None].float()), "caption": ""})
-    for title, (model, _) in loaded.items():
+    for title, model in models.items():
         columns.append(title)
         with torch.no_grad():
             says = model(batch.inputs).argmax(1)
@@ -81,8 +101,42 @@ def pictures(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
         for row, one, said, label in zip(rows, heat, says.tolist(), truth, strict=True):
             caption = f"says {said}" + ("" if said == label else f", is {label}")
             row.append({"src": picture(one), "caption": caption})
-    commands = [run.command for run in runs.values()]
-    return {"dataset": dataset, "columns": columns, "rows": rows, "commands": commands}
+    return {"columns": columns, "rows": rows}
+
+
+def sentences(models: dict[str, nn.Module], bunch: Bunch, count: int) -> dict[str, Any]:
+    """Training sentences with the word that must not matter, then test sentences, word by word."""
+    from cdep_run.words import CLASSES, read
+
+    found = []
+    for name, several in (("train", count - count // 2), ("test", count // 2)):
+        split = bunch.splits[name]
+        places = range(0, len(split), max(1, len(split) // max(several, 1)))
+        for place in list(places)[:several]:
+            tokens, masked, label = sentence(split, place)
+            readings = [read(model, tokens, {}) for model in models.values()]
+            found.append(
+                {
+                    "split": name,
+                    "truth": CLASSES[label],
+                    "words": [bunch.vocabulary[i] for i in tokens],  # type: ignore[index]
+                    "masked": masked,
+                    "scores": [[round(score, 3) for score in one.words] for one in readings],
+                    "positive": [round(one.probability, 3) for one in readings],
+                }
+            )
+    return {"columns": list(models), "sentences": found}
+
+
+def sentence(split: TensorSplit, place: int) -> tuple[list[int], list[bool], int]:
+    """Token ids of a sentence without padding, which of them must not matter, and its label."""
+    import torch
+
+    batch = split.batch(torch.tensor([place]))
+    there = batch.inputs[0] != 0
+    mask = torch.zeros_like(there) if batch.groups is None else batch.groups.mask[0].any(0)
+    tokens = batch.inputs[0][there].tolist()
+    return tokens, mask.expand_as(there)[there].tolist(), int(batch.labels[0])
 
 
 def colour(heat: Any) -> Any:

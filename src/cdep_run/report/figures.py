@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ COLOURS = {"none": "#666666", "cdep": "#0072B2", "rrr": "#D55E00", "eg": "#009E7
 OTHER = "#CC79A7"
 MARKERS = {"none": "x", "cdep": "o", "rrr": "s", "eg": "^"}
 DASHES = ("-", "--", ":", "-.")
+LINE = 34  # characters of a label in one line
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
@@ -61,7 +63,12 @@ def lambda_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
     used: dict[str, int] = defaultdict(int)
     for cell in (c for c in cells if c.penalty == "none" and "test/accuracy" in c.scores):
         middle, spread, _ = cell.scores["test/accuracy"]
-        axis.axhline(100 * middle, color=COLOURS["none"], dashes=(2, 2), label=cell.label)
+        axis.axhline(
+            100 * middle,
+            color=COLOURS["none"],
+            dashes=(2, 2),
+            label=textwrap.fill(cell.label, LINE),
+        )
         if spread:
             band = 100 * (middle - spread), 100 * (middle + spread)
             axis.axhspan(*band, color=COLOURS["none"], alpha=0.15, lw=0)
@@ -79,7 +86,7 @@ def lambda_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
             marker=MARKERS.get(penalty, "D"),
             markerfacecolor="white",
             capsize=2,
-            label=label,
+            label=textwrap.fill(label, LINE),
         )
         for cell in (c for c in points if c.chosen):
             axis.plot(
@@ -92,7 +99,7 @@ def lambda_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
         used[penalty] += 1
     axis.set(xscale="log", xlabel="λ (strength of the penalty)", ylabel="test accuracy (%)")
     axis.set_title(dataset)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -101,7 +108,7 @@ def cost_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
     """Seconds an epoch and peak memory of the chosen setting of each label."""
     shown = [cell for cell in cells if cell.chosen] or cells
     figure, axes = plt.subplots(1, 2, figsize=(6.2, 0.5 + 0.35 * len(shown)), sharey=True)
-    names = [cell.label for cell in shown]
+    names = [textwrap.fill(cell.label, LINE) for cell in shown]
     colours = [COLOURS.get(cell.penalty, OTHER) for cell in shown]
     axes[0].barh(names, [cell.seconds_per_epoch or 0 for cell in shown], color=colours)
     axes[0].set(xlabel="time (s / epoch)")

@@ -45,8 +45,25 @@ const splitsOf = (list) =>
       .filter((key) => key.endsWith("/" + state.metric))
       .map((key) => key.split("/")[0]),
   ).filter((split) => split !== "train");
-const commands = (lines) =>
-  el("details", {}, el("summary", {}, "Commands"), el("pre", {}, unique(lines).join("\n")));
+// The commands of a figure or table, and the settings that all runs of its data sets have in common.
+function commands(lines, sets = []) {
+  const shared = sets.map((name) => {
+    const said = Object.entries(data.shared[name] ?? {}).map(([k, v]) => `${k}: ${written(v)}`);
+    return el(
+      "details",
+      {},
+      el("summary", {}, `Settings that all runs of ${name} share`),
+      el("pre", {}, said.sort().join("\n")),
+    );
+  });
+  return el(
+    "details",
+    {},
+    el("summary", {}, "Commands and settings"),
+    el("pre", {}, unique(lines).join("\n")),
+    shared,
+  );
+}
 
 function readState() {
   for (const key of Object.keys(state)) state[key] = key === "metric" ? "accuracy" : "";
@@ -116,6 +133,42 @@ function table(name, columns, rows, rowClass = () => null, tall = false) {
   );
 }
 
+function papers() {
+  const sets = (t) => unique(t.commands.map((c) => c.match(/dataset=(\S+)/)?.[1]).filter(Boolean));
+  const list = data.tables.filter((t) => !state.dataset || sets(t).includes(state.dataset));
+  if (!list.length)
+    return [el("p", { class: "soft" }, "None of the runs shown belongs to a table of the papers.")];
+  return list.flatMap((t) => [
+    el("h3", {}, t.title),
+    el(
+      "div",
+      { class: "scroll paper", tabindex: 0, role: "region", "aria-label": t.title },
+      el(
+        "table",
+        {},
+        el("thead", {}, el("tr", {}, t.head.map((text) => el("th", { scope: "col" }, text)))),
+        el(
+          "tbody",
+          {},
+          t.body.map((row) =>
+            el("tr", {}, row.map(([text, bold]) =>
+                el("td", { class: text.length > 22 ? "long" : null }, bold ? el("b", {}, text) : text),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+    el(
+      "details",
+      { class: "notes" },
+      el("summary", {}, "How these numbers came about"),
+      el("ul", {}, t.notes.map((note) => el("li", {}, note.replaceAll("`", "")))),
+    ),
+    commands(t.commands, sets(t)),
+  ]);
+}
+
 function results() {
   const parts = [];
   for (const dataset of datasets()) {
@@ -160,7 +213,7 @@ function results() {
         `${NAMES[state.metric]}, mean ± standard deviation over n seeds. λ is chosen by accuracy on ${unique(rows.map((c) => c.selection_split)).join(", ")}, never on test.`,
       ),
       table("results", columns, rows, (c) => (c.chosen ? "chosen" : null)),
-      commands(rows.map((c) => c.command)),
+      commands(rows.map((c) => c.command), [dataset]),
     );
   }
   return parts;
@@ -400,7 +453,7 @@ function curves() {
           });
       }
       const series = dashes([...lines.values()]);
-      if (!series.some((s) => !s.flat)) continue;
+      if (!series.some((s) => s.points.length > 1)) continue;
       parts.push(
         el(
           "div",
@@ -412,7 +465,7 @@ function curves() {
             series,
             log: true,
           }),
-          commands(all.map((c) => c.command)),
+          commands(all.map((c) => c.command), [dataset]),
         ),
       );
     }
@@ -426,7 +479,7 @@ function curves() {
         ),
         el("div", { class: "grid" }, parts),
       ]
-    : [el("p", { class: "soft" }, "No runs with a λ among those shown.")];
+    : [el("p", { class: "soft" }, "No setting among those shown was run with several λ.")];
 }
 
 function training() {
@@ -490,7 +543,7 @@ function training() {
               series,
               log: false,
             }),
-            commands(withHistory.map(([c]) => c.command)),
+            commands(withHistory.map(([c]) => c.command), [dataset]),
           ),
         );
     }
@@ -560,7 +613,7 @@ function cost() {
                 ),
               );
             }),
-          commands(rows.map((c) => c.command)),
+          commands(rows.map((c) => c.command), [dataset]),
         ),
       );
     }
@@ -572,7 +625,7 @@ function cost() {
           { class: "soft" },
           "The setting with the chosen λ of each penalty. Ratios are given between runs on the same device with as many threads.",
         ),
-        el("div", { class: "grid" }, parts),
+        el("div", { class: "grid bars" }, parts),
       ]
     : [el("p", { class: "soft" }, "None of the runs shown was timed.")];
 }
@@ -589,6 +642,12 @@ function examples() {
     ];
   return sets.flatMap((set) => [
     el("h3", {}, set.dataset),
+    ...(set.sentences ? sentences(set) : pictures(set)),
+    commands(set.commands, [set.dataset]),
+  ]);
+}
+function pictures(set) {
+  return [
     el(
       "p",
       { class: "soft" },
@@ -634,8 +693,49 @@ function examples() {
         ),
       ),
     ),
-    commands(set.commands),
-  ]);
+  ];
+}
+// Each word on the colour of its score: blue towards positive, orange towards negative.
+function sentences(set) {
+  const end = Math.max(...set.sentences.flatMap((s) => s.scores.flat().map(Math.abs))) || 1;
+  const paint = (score) => {
+    const share = Math.min(1, Math.abs(score) / end);
+    const full = score > 0 ? [86, 180, 233] : [230, 159, 0];
+    return `background:rgb(${full.map((c) => Math.round(255 + share * (c - 255)))})`;
+  };
+  return [
+    el(
+      "p",
+      { class: "soft" },
+      `What each word contributes to the logit of positive minus that of negative (contextual decomposition): blue towards positive, orange towards negative, full colour at ${short(end)}. A frame marks what must not matter.`,
+    ),
+    ...set.sentences.map((s) =>
+      el(
+        "div",
+        { class: "sentence" },
+        el("h4", {}, `${s.split === "train" ? "training" : s.split} sentence, ${s.truth}`),
+        set.columns.map((column, model) =>
+          el(
+            "p",
+            {},
+            el("small", {}, `${column}: positive with ${percent(s.positive[model])} %`),
+            el("br"),
+            s.words.map((word, i) =>
+              el(
+                "span",
+                {
+                  class: s.masked[i] ? "word masked" : "word",
+                  style: paint(s.scores[model][i]),
+                  title: short(s.scores[model][i]),
+                },
+                word,
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  ];
 }
 
 const compared = () =>
@@ -817,7 +917,7 @@ function options(id, values, all) {
   $(id).replaceChildren(...choices.map(([value, title]) => el("option", { value }, title)));
   $(id).addEventListener("change", () => setState({ [id]: $(id).value }));
 }
-const SECTIONS = { results, curves, training, cost, examples, runs, comparison, environment };
+const SECTIONS = { papers, results, curves, training, cost, examples, runs, comparison, environment };
 function render() {
   for (const id of ["dataset", "penalty", "metric"]) $(id).value = state[id];
   for (const [id, draw] of Object.entries(SECTIONS)) {
@@ -859,7 +959,7 @@ if (data.problems.length)
     el(
       "details",
       { class: "problems", open: data.problems.length < 6 || !data.runs.length },
-      el("summary", {}, `${data.problems.length} notes on what is missing or odd`),
+      el("summary", {}, `${data.problems.length} ${data.problems.length > 1 ? "notes" : "note"} on what is missing or odd`),
       el(
         "ul",
         {},
@@ -867,6 +967,9 @@ if (data.problems.length)
       ),
     ),
   );
+addEventListener("beforeprint", () => {
+  for (const notes of document.querySelectorAll("details.notes")) notes.open = true;
+});
 addEventListener("hashchange", () => {
   readState();
   render();
@@ -880,4 +983,4 @@ addEventListener("resize", () => {
 });
 readState();
 render();
-document.documentElement.dataset.ready = "";
+document.documentElement.dataset.ready = Math.round(performance.now()); // ms since it was opened

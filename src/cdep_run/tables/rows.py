@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cdep_run.commands import TITLES, choice, command_of, label, literal, overrides
+from cdep_run.commands import TITLES, choice, command_of, label, literal, overrides, special
 from cdep_run.config import flatten
 from cdep_run.runs import digest
 from cdep_run.selection import chosen, select
@@ -143,11 +143,8 @@ def row_name(row: Row, spec: Spec, config: dict[str, Any]) -> str:
     said = {key: value for key, value in overrides(config)[0].items() if key not in known}
     if row.name is None and not row.choose:
         return label(said, config)
-    special = {"dataset": "", "penalty": said["penalty"]} | {
-        key: value for key, value in said.items() if key not in ("seed", "penalty.strength")
-    }
     title = row.name or TITLES.get(said["penalty"], said["penalty"])
-    return ", ".join([title, *(f"{k}={v}" for k, v in special.items() if k not in CHOICES)])
+    return ", ".join([title, *special(said, (*CHOICES, "seed", "penalty.strength"))])
 
 
 def tell_apart(found: list[Line]) -> None:

@@ -58,8 +58,9 @@ class Spec:
 
 
 def names() -> list[str]:
-    """The tables that come with the package."""
-    return sorted(file.stem for file in (config_dir() / "table").glob("*.yaml"))
+    """The tables that come with the package, those that papers number first."""
+    found = (file.stem for file in (config_dir() / "table").glob("*.yaml"))
+    return sorted(found, key=lambda name: (not name.startswith("table"), name))
 
 
 def read(name: str) -> Spec:
