@@ -133,7 +133,8 @@ def matches_one(settings: dict[str, Any], key: str, value: Any) -> bool:
     if key in CHOICES:
         return settings[CHOICES[key]] == value
     if key in ("model", "optimizer"):
-        return choice(key, settings[f"{key}._target_"]) == value
+        target, name = settings.get(f"{key}._target_", ""), settings.get(f"{key}.name")
+        return (choice(key, target, name) or choice(key, target)) == value
     return key in settings and literal(settings[key]) == literal(value)
 
 
