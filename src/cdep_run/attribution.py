@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from cdep_run.batch import Box
+from cdep_run.cd import windows
 
 Model = Callable[[Tensor], Tensor]
 
@@ -62,7 +66,9 @@ def expected_gradients(
     return difference * gradient.view_as(points)
 
 
-def features(model: nn.Module, inputs: Tensor) -> tuple[Model, Tensor]:
+def features(
+    model: nn.Module, inputs: Tensor, boxes: Sequence[Sequence[Box]] | None = None
+) -> tuple[Model, Tensor]:
     """What gradients are taken of: float inputs as they are; of token ids, the words' vectors.
 
     The vectors are those of the first embedding that the model looks its inputs up in, whatever the
@@ -71,6 +77,8 @@ def features(model: nn.Module, inputs: Tensor) -> tuple[Model, Tensor]:
     Args:
         model: maps `inputs` to logits.
         inputs: `[N, *features]` float, or token ids int64 `[N, T]`.
+        boxes: of images, for each group the boxes outside which nobody asks for the gradient: it
+            may be 0 there, and is found sooner.
 
     Returns:
         A function from features `[S·N, …]` to logits `[S·N, C]`, and the features of `inputs`.
@@ -79,7 +87,10 @@ def features(model: nn.Module, inputs: Tensor) -> tuple[Model, Tensor]:
         ValueError: the model looks token ids up in no embedding.
     """
     if inputs.is_floating_point():
-        return model, inputs
+        every = sorted({box for group in boxes or () for box in group})
+        if not every or inputs.requires_grad:  # what made the inputs wants the whole gradient
+            return model, inputs
+        return partial(_narrowly, model, every), inputs
     lookup = _Lookup(inputs)
     with suppress(_Found), lookup:
         model(inputs)
@@ -93,6 +104,49 @@ def features(model: nn.Module, inputs: Tensor) -> tuple[Model, Tensor]:
             return model(tokens)
 
     return from_vectors, lookup.vectors
+
+
+def _narrowly(model: Model, boxes: Sequence[Box], inputs: Tensor) -> Tensor:
+    """`model(inputs)`; where it convolves them the gradient comes through in the boxes only."""
+    with _Narrow(inputs, boxes):
+        return model(inputs)
+
+
+class _Narrow(TorchFunctionMode):
+    """Convolves `inputs` so that their gradient is found in some boxes only.
+
+    The first layer of a net of images has large planes and few channels, and for its input gradient
+    the library takes longer than for all else in it. Other uses of the inputs stay as they are.
+    """
+
+    def __init__(self, inputs: Tensor, boxes: Sequence[Box]) -> None:
+        super().__init__()
+        self.inputs, self.boxes = inputs, boxes
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d and args and args[0] is self.inputs and self.inputs.dim() == 4:
+            return self._convolve(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _convolve(self, x, weight, bias=None, *how, **named) -> Tensor:
+        adjoint = windows.adjoint(x.shape[-2:], self.boxes, weight, *how, **named)
+        if adjoint is None:
+            return torch.conv2d(x, weight, bias, *how, **named)
+        result = torch.conv2d(x.detach(), weight, bias, *how, **named)
+        return result + _Zero.apply(x, result, adjoint)
+
+
+class _Zero(torch.autograd.Function):
+    """Zeros shaped like `like` that depend on `inputs` by a function for their gradient alone."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, like: Tensor, adjoint: Callable[[Tensor], Tensor]):
+        ctx.adjoint, ctx.dtype = adjoint, inputs.dtype
+        return like.new_zeros(()).expand_as(like)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.adjoint(grad).to(ctx.dtype), None, None
 
 
 class _Found(Exception):

@@ -96,6 +96,7 @@ class Trainer:
         self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
         self.save, self.report, self.stop = save, report, stop
         self.class_weights = class_weights
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, if they are wanted
         self.pending: list[tuple[int, Tensor]] = []  # examples and summands of unread steps
@@ -168,7 +169,8 @@ class Trainer:
         task_loss = F.cross_entropy(logits, batch.labels, self.class_weights)
         loss = task_loss + self.strength * value if self.strength else task_loss
         self.optimizer.zero_grad()
-        loss.backward()
+        # Not into inputs: RRR and EG, which take a gradient with respect to them, would pay twice.
+        loss.backward(inputs=self.trained)
         self.optimizer.step()
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
         return torch.stack((task_loss, value.float(), accuracy, logits.mean())).detach()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import registry
-from cdep_run.cd.windows import Windows, inside
+from cdep_run.cd.windows import Relevant, Total, Windows, with_totals
 
 Part = Tensor | Windows
 
@@ -56,21 +56,30 @@ class Pair(torch.Tensor):
         """The pair of `total`, the op's ordinary result, and `fn(relevant)` for each group."""
         return Pair(total, tuple(fn(part) for part in self.dense()))
 
-    def map_elements(self, total: Tensor, fn: Callable[..., Tensor], *context: Tensor) -> Pair:
-        """As `map`, for `fn(relevant, *context)` that works element by element and maps 0 to 0.
-
-        A part that is zero outside some windows is computed, and the context read, inside them
-        only. `context` are tensors of the parts' shape.
-        """
-        read = zip(*(inside(tensor, self.parts) for tensor in context), strict=True)
-        parts = zip(self.parts, read if context else ((),) * len(self.parts), strict=True)
+    def map_elements(self, total: Tensor, fn: Callable[[Tensor], Tensor]) -> Pair:
+        """As `map`, for `fn` that works element by element and maps 0 to 0: inside windows only."""
         return Pair(
             total,
             tuple(
-                part.with_values(fn(part.values, *here))
+                Windows(fn(part.settled.values), part.corners, part.size)
                 if isinstance(part, Windows)
-                else fn(part, *here)
-                for part, here in parts
+                else fn(part)
+                for part in self.parts
+            ),
+        )
+
+    def apply(self, fn: Total, part: Relevant) -> Pair:
+        """The pair of `fn(total)`, an elementwise op, and `part(relevant, before, after)` for each.
+
+        `before` and `after` are the total on either side of the op; where `relevant` is 0 it stays
+        0. A part that is zero outside some windows is computed there only.
+        """
+        total = fn(self.total)
+        return Pair(
+            total,
+            tuple(
+                rel.apply(fn, part) if isinstance(rel, Windows) else part(rel, self.total, total)
+                for rel in with_totals(self.total, self.parts)
             ),
         )
 

@@ -7,9 +7,9 @@ for them, the part becomes an ordinary tensor again; the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +71,13 @@ class _Move(torch.autograd.Function):
 
 
 class _Put(torch.autograd.Function):
-    """Stacked rectangles `[P·N, C, h, w]` added into one zero plane `[N, C, H, W]`."""
+    """Stacked rectangles `[P·N, C, h, w]`, which do not overlap, in a zero plane `[N, C, H, W]`."""
 
     @staticmethod
     def forward(ctx, values: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
         ctx.corners, ctx.window = corners, values.shape[-2:]
         x = values.new_zeros((len(values) // len(corners), values.shape[1], *size))
-        paste(x, values, corners)
+        paste(x, values, corners, add=False)
         return x
 
     @staticmethod
@@ -96,10 +96,10 @@ def cut(x: Tensor, corners: Sequence[Corner], size: Sequence[int]) -> Tensor:
     return stacked
 
 
-def paste(x: Tensor, values: Tensor, corners: Sequence[Corner]) -> None:
-    """Add P stacked rectangles into `x` `[N, C, H, W]`, in place."""
+def paste(x: Tensor, values: Tensor, corners: Sequence[Corner], add: bool) -> None:
+    """Write or add P stacked rectangles into `x` `[N, C, H, W]`, in place."""
     for corner, source in zip(corners, values.chunk(len(corners)), strict=True):
-        _overlay(x, source, corner, add=True)
+        _overlay(x, source, corner, add)
 
 
 class _Inside(torch.autograd.Function):
@@ -114,10 +114,15 @@ class _Inside(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         shape, dtype, device = ctx.like
         gathered = torch.zeros(shape, dtype=dtype, device=device)
-        for grad, (corners, _) in zip(grads, ctx.places, strict=True):
-            paste(gathered, grad, corners)
+        for group, (grad, (corners, _)) in enumerate(zip(grads, ctx.places, strict=True)):
+            paste(gathered, grad, corners, add=group > 0)
         return gathered, None
 
+
+Total = Callable[[Tensor], Tensor]
+Relevant = Callable[[Tensor, Tensor, Tensor], Tensor]
+Elementwise = tuple[Total, Relevant]
+"""An elementwise op: of the total, and of a part, given the total before and after it."""
 
 Spans = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 """For each rectangle the half-open row range and column range."""
@@ -126,8 +131,13 @@ WORTHWHILE = 0.6
 """Windows that cover more than this share of the plane cost more than they save."""
 
 
-def _place(spans: Spans, size: Sequence[int]) -> tuple[tuple[Corner, ...], tuple[int, int]] | None:
-    """Corners and the one size of windows that hold `spans`; None where they would not pay."""
+def _place(
+    spans: Spans, size: Sequence[int], most: float = WORTHWHILE
+) -> tuple[tuple[Corner, ...], tuple[int, int]] | None:
+    """Corners and the one size of windows that hold `spans`.
+
+    None where they overlap or cover more than `most` of the plane.
+    """
     h, w = (max(span[axis][1] - span[axis][0] for span in spans) for axis in (0, 1))
     corners = tuple((min(r[0], size[0] - h), min(c[0], size[1] - w)) for r, c in spans)
     overlap = any(
@@ -135,24 +145,36 @@ def _place(spans: Spans, size: Sequence[int]) -> tuple[tuple[Corner, ...], tuple
         for i, a in enumerate(corners)
         for b in corners[:i]
     )
-    if overlap or len(spans) * h * w > WORTHWHILE * size[0] * size[1]:
+    if overlap or len(spans) * h * w > most * size[0] * size[1]:
         return None
     return corners, (h, w)
+
+
+def _spans(boxes: Sequence[Rectangle]) -> Spans:
+    """The spans of boxes (top, bottom, left, right)."""
+    return [((top, bottom), (left, right)) for top, bottom, left, right in boxes]
 
 
 @dataclass(frozen=True)
 class Windows:
     """A part of an activation `[N, C, H, W]` that is zero outside P rectangles of one size h × w.
 
+    Elementwise ops wait until the values are asked for: max pooling, which comes after them in most
+    nets, leaves few places where they are needed.
+
     Attributes:
         values: `[P·N, C, h, w]`, the rectangles stacked on the batch dimension.
         corners: top and left of each rectangle; they do not overlap.
         size: (H, W) of the whole activation.
+        total: what the total holds in the rectangles, `[P·N, C, h, w]`, if it was read there.
+        waiting: ops still to be done, as for `Pair.apply`; `total` too is from before them.
     """
 
     values: Tensor
     corners: tuple[Corner, ...]
     size: tuple[int, int]
+    total: Tensor | None = None
+    waiting: tuple[Elementwise, ...] = ()
 
     @classmethod
     def of_input(cls, x: Tensor, mask: Tensor, boxes: Sequence[Rectangle]) -> Windows | None:
@@ -163,20 +185,35 @@ class Windows:
             boxes: (top, bottom, left, right); several sizes are widened to the largest one.
         """
         size = (x.shape[-2], x.shape[-1])
-        spans = [((top, bottom), (left, right)) for top, bottom, left, right in boxes]
-        placed = _place(spans, size)
+        placed = _place(_spans(boxes), size)
         if placed is None:
             return None
         inside = cut(mask.expand(len(x), *mask.shape[1:]), *placed)
         return cls(_Read.apply(x, *placed) * inside, placed[0], size)
 
-    def with_values(self, values: Tensor) -> Windows:
-        """The same windows holding other values."""
-        return Windows(values, self.corners, self.size)
+    def apply(self, fn: Total, part: Relevant) -> Windows:
+        """The windows after an elementwise op, as in `Pair.apply`; their `total` is known."""
+        if torch.is_grad_enabled():
+            return replace(self, waiting=(*self.waiting, (fn, part)))
+        return self.settled._after(fn, part)  # what comes later may want gradients again
+
+    @cached_property
+    def settled(self) -> Windows:
+        """The same windows with nothing waiting."""
+        done = replace(self, waiting=()) if self.waiting else self
+        with torch.enable_grad():  # as it was when they were put off
+            for fn, part in self.waiting:
+                done = done._after(fn, part)
+        return done
+
+    def _after(self, fn: Total, part: Relevant) -> Windows:
+        assert self.total is not None
+        total = fn(self.total)
+        return replace(self, values=part(self.values, self.total, total), total=total)
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
-        return _Put.apply(self.values, self.corners, self.size)
+        return _Put.apply(self.settled.values, self.corners, self.size)
 
     def read(self, rectangles: Sequence[Rectangle]) -> Tensor:
         """One rectangle of the plane for each window, `[P·N, C, height, width]`.
@@ -190,13 +227,15 @@ class Windows:
         return _Move.apply(self.values, offsets, rectangles[0][2:])
 
 
-def inside(x: Tensor, parts: Sequence[Tensor | Windows]) -> tuple[Tensor, ...]:
-    """What `x` `[N, C, H, W]` holds where each part is stored: its windows, or everywhere."""
-    windows = [part for part in parts if isinstance(part, Windows)]
-    if not windows:
-        return (x,) * len(parts)
-    cuts = iter(_Inside.apply(x, [(part.corners, part.values.shape[-2:]) for part in windows]))
-    return tuple(next(cuts) if isinstance(part, Windows) else x for part in parts)
+def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Iterator[Tensor | Windows]:
+    """The parts, the windows among them with what the total `x` `[N, C, H, W]` holds there."""
+    unread = [part for part in parts if isinstance(part, Windows) and part.total is None]
+    places = [(part.corners, part.values.shape[-2:]) for part in unread]
+    cuts = iter(_Inside.apply(x, places) if unread else ())
+    for part in parts:
+        if isinstance(part, Windows) and part.total is None:
+            part = replace(part, total=next(cuts))
+        yield part
 
 
 @dataclass(frozen=True)
@@ -232,11 +271,12 @@ class _Geometry:
         """How many inputs so many neighbouring outputs see."""
         return (outputs - 1) * self.stride[axis] + self.reach(axis) + 1
 
-    def spans(self, windows: Windows, size: Sequence[int]) -> Spans:
-        h, w = windows.values.shape[-2:]
+    def spans(self, corners: Sequence[Corner], extent: Sequence[int], size: Sequence[int]) -> Spans:
+        """The outputs, of `size` in all, that see something of the rectangles of one `extent`."""
+        h, w = extent
         return [
             (self.outputs(0, top, top + h, size[0]), self.outputs(1, left, left + w, size[1]))
-            for top, left in windows.corners
+            for top, left in corners
         ]
 
 
@@ -339,6 +379,7 @@ def _pair(value) -> tuple[int, int]:
 
 def conv2d(
     windows: Windows,
+    whole: Tensor,
     out_size: Sequence[int],
     weight: Tensor,
     stride=1,
@@ -350,6 +391,9 @@ def conv2d(
 
     Args:
         windows: parts of `[N, Cin, H, W]`.
+        whole: the total, `[N, Cin, H, W]`. Where it is a constant, the input of the model, its
+            convolution is found inside the windows once more: that takes less than to send a
+            gradient from there into the whole plane.
         out_size: height and width of the whole output.
         weight: `[Cout, Cin / groups, kh, kw]`; the other arguments as in `F.conv2d`.
 
@@ -357,6 +401,7 @@ def conv2d(
         The windows of the output that can differ from zero, or the whole output `[N, Cout, H', W']`
         where they overlap or cover most of it.
     """
+    windows = windows.settled
     h, w = windows.values.shape[-2:]
     if padding == "valid":
         padding = 0
@@ -366,7 +411,7 @@ def conv2d(
     geometry = _Geometry(
         (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
     )
-    placed = _place(geometry.spans(windows, out_size), out_size)
+    placed = _place(geometry.spans(windows.corners, windows.values.shape[-2:], out_size), out_size)
     corners, (oh, ow) = placed or (((0, 0),), (out_size[0], out_size[1]))
     entries = windows.values[0].numel() * len(weight) * oh * ow
     if (
@@ -397,7 +442,56 @@ def conv2d(
                 )
             ]
         )
-    return Windows(values, corners, (out_size[0], out_size[1]))
+    total = None
+    if torch.is_grad_enabled() and not whole.requires_grad:
+        starts = [geometry.first_input(corner) for corner in corners]
+        around = cut(whole, starts, (geometry.seen(0, oh), geometry.seen(1, ow)))
+        total = F.conv2d(around, weight, None, stride, 0, dilation, groups)
+    return Windows(values, corners, (out_size[0], out_size[1]), total)
+
+
+def adjoint(
+    size: Sequence[int],
+    boxes: Sequence[Rectangle],
+    weight: Tensor,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups: int = 1,
+) -> Callable[[Tensor], Tensor] | None:
+    """The input gradient of a convolution inside some boxes, as a function of the output gradient.
+
+    Args:
+        size: height and width of the input.
+        boxes: (top, bottom, left, right).
+        weight: `[Cout, Cin, kh, kw]`; the other arguments as in `F.conv2d`.
+
+    Returns:
+        A function from `[N, Cout, H', W']` to `[N, Cin, H, W]`, 0 outside the boxes; None where it
+        would not pay.
+    """
+    placed = _place(_spans(boxes), size)
+    if placed is None or isinstance(padding, str) or groups != 1:
+        return None
+    corners, extent = placed
+    geometry = _Geometry(
+        (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
+    )
+
+    def gradient(after: Tensor) -> Tensor:
+        spans = geometry.spans(corners, extent, after.shape[-2:])
+        height, width = (max(span[axis][1] - span[axis][0] for span in spans) for axis in (0, 1))
+        starts = [(rows[0], columns[0]) for rows, columns in spans]
+        seen = (geometry.seen(0, height), geometry.seen(1, width))
+        kernel = weight.to(after.dtype).flatten(1).t()
+        taps = kernel @ _Read.apply(after, starts, (height, width)).flatten(2)
+        values = F.fold(taps, seen, geometry.kernel, geometry.dilation, 0, geometry.stride)
+        firsts = tuple(geometry.first_input(start) for start in starts)
+        around = Windows(values, firsts, (size[0], size[1]))
+        inside = around.read([(*corner, *extent) for corner in corners])
+        return Windows(inside, corners, around.size).dense()
+
+    return gradient
 
 
 def max_pool2d(
@@ -412,28 +506,41 @@ def max_pool2d(
     """The windows' values at the positions that max pooling of the total chose.
 
     Args:
-        windows: parts of `[N, C, H, W]`.
+        windows: parts of `[N, C, H, W]`; elementwise ops that wait do so still.
         indices: int64 `[N, C, H', W']`, the positions in the flattened plane; the other arguments
             as in `F.max_pool2d`.
 
     Returns:
-        Windows of the output, or None where they would overlap or cover most of it.
+        Windows of the output, or None where they would overlap.
     """
     geometry = _Geometry(
         _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation)
     )
     out_size = (indices.shape[-2], indices.shape[-1])
-    placed = _place(geometry.spans(windows, out_size), out_size)
+    if not torch.is_grad_enabled():
+        windows = windows.settled
+    spans = geometry.spans(windows.corners, windows.values.shape[-2:], out_size)
+    placed = _place(spans, out_size, most=1)
     if placed is None:
         return None
     corners, size = placed
-    starts = [geometry.first_input(corner) for corner in corners]
-    height, width = (geometry.seen(axis, size[axis]) for axis in (0, 1))
-    # From the position in the plane, row · W + column, to that in the rectangle that is read.
-    chosen = cut(indices, corners, size)
-    chosen -= chosen.div(windows.size[1], rounding_mode="floor").mul_(windows.size[1] - width)
-    for (top, left), index in zip(starts, chosen.chunk(len(starts)), strict=True):
-        index -= top * width + left
-    values = windows.read([(top, left, height, width) for top, left in starts])
-    picked = values.flatten(-2).gather(-1, chosen.flatten(-2)).view_as(chosen)
-    return Windows(picked, corners, out_size)
+    h, w = windows.values.shape[-2:]
+    # From the position in the plane, row · W + column, to that in the window; 0 outside of it.
+    columns = cut(indices, corners, size)
+    rows = columns.div(windows.size[1], rounding_mode="floor")
+    columns -= rows * windows.size[1]
+    for (top, left), row, column in zip(
+        windows.corners, rows.chunk(len(corners)), columns.chunk(len(corners)), strict=True
+    ):
+        row -= top
+        column -= left
+    row, column = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+    within = ((row == rows) & (column == columns)).to(windows.values.dtype)
+    chosen = row.mul_(w).add_(column).flatten(-2)
+
+    def pick(values: Tensor) -> Tensor:
+        return values.flatten(-2).gather(-1, chosen).view_as(within)
+
+    # What is picked of the total where nothing is relevant decides nothing.
+    total = None if windows.total is None else pick(windows.total)
+    return Windows(pick(windows.values) * within, corners, out_size, total, windows.waiting)

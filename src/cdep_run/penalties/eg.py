@@ -41,7 +41,7 @@ class ExpectedGradients:
         alpha = torch.rand(self.samples, n, device=device)
         logits = model(batch.inputs)
         with statistics_at_rest(model):
-            function, inputs = features(model, batch.inputs)
+            function, inputs = features(model, batch.inputs, groups.boxes)
             samples = expected_gradients(function, inputs, batch.labels, inputs[index], alpha)
         size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
         inside = size.unsqueeze(1) * covering(groups.mask, size)

@@ -41,7 +41,7 @@ class RRR:
                 return F.log_softmax(logits, 1).sum()
             return F.cross_entropy(logits, batch.labels)
 
-        function, inputs = features(model, batch.inputs)
+        function, inputs = features(model, batch.inputs, groups.boxes)
         logits, gradient = input_gradients(function, inputs, score)
         if self.form == "code":  # over an image's channels, over the entries of a word's vector
             gradient = gradient.sum(1 if inputs is batch.inputs else -1, keepdim=True)

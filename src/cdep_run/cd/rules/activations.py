@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule, variant
@@ -30,11 +32,12 @@ def symmetric(func, x, *args, **kwargs):
 
     Where float arithmetic leaves nothing of g(β), the parts before f decide on the share.
     """
-    total = func(x.total, *args, **kwargs)
+    if func.__name__ == "relu":
+        return x.apply(func, lambda rel, before, _: SymmetricReLU.apply(rel, before))
     at_zero = float(func(torch.zeros((), dtype=x.total.dtype), *args, **kwargs))
     g = CENTRED.get(func.__name__, lambda x: func(x, *args, **kwargs) - at_zero)
-    return x.map_elements(
-        total, lambda *values: symmetric_part(g, at_zero, *values), x.total, total
+    return x.apply(
+        lambda t: func(t, *args, **kwargs), lambda *values: symmetric_part(g, at_zero, *values)
     )
 
 
@@ -50,6 +53,29 @@ def symmetric_part(g, at_zero, rel, before, after):
     size = own.abs() + info.eps * rel.abs()
     both = size + (all_of_it - own).abs() + info.eps * rest.abs() + info.tiny
     return settled(own, at_zero, size / both, after)
+
+
+class SymmetricReLU(torch.autograd.Function):
+    """½[f(β) + f(β+γ) − f(γ)] for ReLU, which has f(0) = 0 and does not round, in few steps.
+
+    f(x) = x and f′(x) = 1 where x > 0, and 0 elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx, relevant: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(relevant, total)
+        rest = (total - relevant).relu_()
+        return (torch.relu(total) - rest).add_(torch.relu(relevant)).mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        relevant, total = ctx.saved_tensors
+        where_positive = torch.ops.aten.threshold_backward
+        half = grad / 2
+        by_rest = where_positive(half, total - relevant, 0)
+        by_total = where_positive(half, total, 0) - by_rest
+        return where_positive(half, relevant, 0).add_(by_rest), by_total
 
 
 def settled(own, at_zero, share, total):
@@ -70,19 +96,16 @@ def rectifier(func, x, *args, **kwargs):
         return symmetric(func, x, *args, **kwargs)
     if variant("relu") == "last":
         return last(func, x, *args, **kwargs)
-    return x.map_elements(func(x.total, *args, **kwargs), lambda rel: func(rel, *args, **kwargs))
+    return x.apply(lambda t: func(t, *args, **kwargs), lambda rel, *_: func(rel, *args, **kwargs))
 
 
 def last(func, x, *args, **kwargs):
     """β' = f(β + γ) − f(γ), γ' = f(γ): what the group adds to all the rest."""
-    total = func(x.total, *args, **kwargs)
-    return x.map_elements(
-        total,
+    return x.apply(
+        lambda t: func(t, *args, **kwargs),
         lambda rel, before, after: torch.where(
             rel == 0, 0, after - func(before - rel, *args, **kwargs)
         ),
-        x.total,
-        total,
     )
 
 
@@ -109,7 +132,7 @@ def rrelu(func, x, lower=1 / 8, upper=1 / 3, training=False):
         return rectifier(func, x, lower, upper, False)
     total = func(x.total, lower, upper, True)
     slope = torch.where(x.total == 0, 1, total / x.total).detach()
-    return x.map_elements(total, lambda rel, slope: rel * slope, slope)
+    return x.map(total, lambda rel: rel * slope)
 
 
 @register_rule("clamp", "clip", "hardtanh", "clamp_min", "clamp_max")
@@ -137,7 +160,7 @@ def scaled(func, x, *args, **kwargs):
     total = func(x.total, *(args := total_of(args)), **kwargs)
     tiny = torch.finfo(total.dtype).tiny
     slope = total / torch.where(x.total.abs() < tiny, tiny, x.total)
-    return x.map_elements(total, lambda rel, slope: rel * slope, slope)
+    return x.map(total, lambda rel: rel * slope)
 
 
 register_rule("sqrt", "log", "log2", "log10", "asin", "acos", "atanh", "acosh", "xlogy")(scaled)

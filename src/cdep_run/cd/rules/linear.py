@@ -68,16 +68,16 @@ class BiasShare(torch.autograd.Function):
             both = irrelevant.abs().add_(share)
             torch.maximum(both, floor, out=both)
             share.div_(both)
-            # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both. The signs, 0
-            # where both parts are 0, come before the division, so that nothing overflows.
-            weight = g * b
-            by_irrelevant = irrelevant.sign_().mul_(share).div_(both).mul_(weight)
-            by_size = rel.sign().mul_(1 - share).div_(both).mul_(weight).add_(by_irrelevant)
+            # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both; b / both is at
+            # most 1 / ε², so that nothing overflows.
+            weight = torch.mul(g, b, out=to_rel).div_(both)
+            sign = irrelevant.sign_()
+            by_size = rel.sign().lerp_(sign, share)  # sign β (1 − share) + sign γ · share
+            torch.mul(sign.mul_(share), weight.neg(), out=to_total)
             to_b += share.mul_(g).sum_to_size(b.shape)
             if s is not None:
                 to_s += (g * rel).sum_to_size(s.shape)
-            torch.add(by_size, g if s is None else g * s, out=to_rel)
-            torch.neg(by_irrelevant, out=to_total)
+            torch.addcmul(g if s is None else g * s, by_size, weight, out=to_rel)
         return results
 
 
@@ -132,12 +132,15 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
     """
     if bias.numel() > 1 and bias.shape[-2:] != (1, 1):  # differs from place to place
         pair = pair.map(pair.total, lambda rel: rel)
-    before, constant = pair.total, bias.to(pair.total.dtype)
-    total = before + constant if scale is None else torch.addcmul(constant, before, scale)
-    if variant("relu") == "last":
-        return pair.map_elements(total, lambda rel: rel.clone() if scale is None else rel * scale)
-    return pair.map_elements(
-        total, lambda rel, before: BiasShare.apply(rel, before, bias, scale), before
+    constant, shared = bias.to(pair.total.dtype), variant("relu") != "last"
+
+    def part(rel: Tensor, before: Tensor, _: Tensor) -> Tensor:
+        if not shared:
+            return rel.clone() if scale is None else rel * scale
+        return BiasShare.apply(rel, before, bias, scale)
+
+    return pair.apply(
+        lambda t: t + constant if scale is None else torch.addcmul(constant, t, scale), part
     )
 
 
@@ -158,7 +161,7 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
 
     def weighted(part):
         if isinstance(part, Windows) and func is torch.conv2d:
-            return windows.conv2d(part, total.shape[-2:], weight, *args, **kwargs)
+            return windows.conv2d(part, x.total, total.shape[-2:], weight, *args, **kwargs)
         part = part.dense() if isinstance(part, Windows) else part
         return func(part, weight, None, *args, **kwargs)
 
