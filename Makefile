@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: isic bench-segmenter demo test test-gpu bench coverage-models docs clean
+.PHONY: reproduce-tables isic bench-segmenter demo test test-gpu bench coverage-models docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -20,6 +20,15 @@ isic: .venv/installed
 # make bench-segmenter ISIC=data/isic
 bench-segmenter: .venv/installed
 	$(BIN)/python benchmarks/segmenter.py $(ISIC)
+
+# make reproduce-tables: everything, for days if need be; the same command goes on where it stopped.
+# QUICK=1: small parts of the data, 10 minutes. DATA=folder with data. JOBS=2: at the same time.
+# ARGS="table4:dataset.vectors=glove.6B.50d table1:model=vgg16": overrides of a sweep.
+JOBS ?= 2
+reproduce-tables: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[submitit]'
+	$(BIN)/python -m cdep_run.reproduce $(if $(QUICK),--quick) --parallel $(JOBS) \
+		$(if $(DATA),data_dir=$(DATA)) $(ARGS)
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -rs tests/test_gpu.py

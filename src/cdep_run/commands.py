@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -116,12 +117,16 @@ def literal(value: Any) -> str:
 def defaults(*choices: str) -> dict[str, Any] | None:
     """The `settings` that choices like "dataset=mnist" compose to; None: not among ours."""
     register_schemas()
+    running = GlobalHydra.instance().hydra  # of `cdep-run` itself, where this is a part of a sweep
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("train", list(choices))
         plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     except (HydraException, OmegaConfBaseException):
         return None
+    finally:
+        GlobalHydra.instance().hydra = running
     assert isinstance(plain, dict)
     return settings({str(key): value for key, value in plain.items()})
 

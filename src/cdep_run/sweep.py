@@ -32,7 +32,7 @@ from cdep_run.plan import (
     curves,
     data_key,
 )
-from cdep_run.record import git_state, write_status
+from cdep_run.record import STATUS, git_state, write_status
 from cdep_run.runs import load_runs, records
 from cdep_run.selection import select
 from cdep_run.train import build
@@ -77,7 +77,7 @@ class Sweep:
     tried: set[str] = field(default_factory=set)
 
     def run(self) -> bool:
-        """Do all that is to be done; whether all jobs are done.
+        """Do all that is to be done; whether it was, or where only planned, whether it can be.
 
         Raises:
             CdepError: nothing can be started; a job's own errors are in the manifest.
@@ -102,7 +102,8 @@ class Sweep:
                 break
             self.start(todo)
         print(f"\n{table(self.manifest)}\n{self.manifest.progress()}: {self.manifest.folder}")
-        return all(entry.state in DONE for entry in self.manifest.jobs)
+        fine = (*DONE, "pending", "interrupted") if self.options["plan_only"] else DONE
+        return all(entry.state in fine for entry in self.manifest.jobs)
 
     def before(self) -> Manifest | None:
         """The manifest that the last session of this sweep left.
@@ -176,6 +177,9 @@ class Sweep:
                 entry.folder = str(job.record.parent.relative_to(sweep))
             entry.seconds = self.took.get(entry.folder, 0.0)
             entry.refresh(sweep)
+            if entry.state == "failed" and (sweep / entry.folder / STATUS).exists():
+                write_status(sweep / entry.folder, "pending", overrides)  # it is tried again
+                entry.refresh(sweep)
         else:
             result = read_json(job.record)
             entry.state, entry.record = "skipped", str(job.record)
@@ -246,8 +250,6 @@ class Sweep:
             assert entry.folder is not None
             folder = self.manifest.folder / entry.folder
             folder.mkdir(parents=True, exist_ok=True)
-            if entry.state == "failed":
-                write_status(folder, "pending", job.overrides)
             places = {"sweep.dir": str(self.manifest.folder), "sweep.subdir": entry.folder}
             hydra = [f"hydra.{name}={literal(value)}" for name, value in places.items()]
             batch.append([*job.overrides, "resume=true", *hydra])
