@@ -227,6 +227,39 @@ class Windows:
         return _Move.apply(self.values, offsets, rectangles[0][2:])
 
 
+def pad(windows: Windows, left: int, right: int, top: int, bottom: int) -> Windows:
+    """The same rectangles on a plane with more zeros around it."""
+    corners = tuple((row + top, column + left) for row, column in windows.corners)
+    height, width = windows.size
+    values = windows.settled.values
+    return Windows(values, corners, (height + top + bottom, width + left + right))
+
+
+def combine(
+    func: Callable[[Tensor, Tensor], Tensor], one: Windows, other: Windows
+) -> Windows | None:
+    """`func`, a sum or difference, of two parts of one plane, such as at a residual link.
+
+    Returns:
+        Windows around each rectangle of `one` and the one of `other` of the same number, or None
+        where there are not as many, or they would overlap or cover most of the plane.
+    """
+    if len(one.corners) != len(other.corners) or one.size != other.size:
+        return None
+    sizes = one.values.shape[-2:], other.values.shape[-2:]
+    spans = [
+        tuple((min(a[k], b[k]), max(a[k] + sizes[0][k], b[k] + sizes[1][k])) for k in (0, 1))
+        for a, b in zip(one.corners, other.corners, strict=True)
+    ]
+    placed = _place(spans, one.size)  # type: ignore[arg-type]
+    if placed is None:
+        return None
+    corners, size = placed
+    rectangles = [(*corner, *size) for corner in corners]
+    one_there, other_there = (part.settled.read(rectangles) for part in (one, other))
+    return Windows(func(one_there, other_there), corners, one.size)
+
+
 def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Iterator[Tensor | Windows]:
     """The parts, the windows among them with what the total `x` `[N, C, H, W]` holds there."""
     unread = [part for part in parts if isinstance(part, Windows) and part.total is None]

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cdep_run.cd import windows
 from cdep_run.cd.pair import Constant, Pair, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+from cdep_run.cd.windows import Windows
 
 
 def moves(func, x, *args, **kwargs):
@@ -90,7 +92,11 @@ def casts(func, x, *args, **kwargs):
 @register_rule("pad")
 def pads(func, x, pad, mode="constant", value=None):
     """The padding's constant belongs to nobody: both parts are padded with zeros."""
-    return x.map(func(x.total, pad, mode, value), lambda rel: func(rel, pad, mode))
+    total = func(x.total, pad, mode, value)
+    if mode == "constant" and len(pad) == 4 and min(pad) >= 0:
+        parts = (windows.pad(p, *pad) if isinstance(p, Windows) else func(p, pad) for p in x.parts)
+        return Pair(total, tuple(parts))
+    return x.map(total, lambda rel: func(rel, pad, mode))
 
 
 @register_rule(
