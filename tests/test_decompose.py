@@ -333,6 +333,48 @@ def test_boxes_change_neither_values_nor_gradients(stack, layout):
                 close(actual, wanted, 1e-8)
 
 
+class Link(nn.Module):
+    """An uneven border of zeros, a convolution, and a link around another one, added or taken."""
+
+    def __init__(self, subtract: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 3, padding=1)
+        self.subtract = subtract
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(F.pad(x, (0, 1, 2, 0))).relu()
+        return torch.sub(x, self.second(x), alpha=2) if self.subtract else x + self.second(x)
+
+
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_and_residual_links_keep_windows_and_numbers(layout, subtract, monkeypatch):
+    model, boxes = with_head(Link(subtract), input_shape=SIZE), LAYOUTS[layout]
+    x, mask = torch.randn(3, *SIZE), boxed_mask(boxes, 0.6, 3)
+    in_windows = decompose(model, x, mask, boxes=boxes)
+    whole = decompose(model, x, mask, boxes=[[(0, SIZE[1], 0, SIZE[2])]] * len(boxes))
+    close(in_windows.relevant, whole.relevant)
+    wanted = parameter_gradients(model, weighted(whole.relevant))
+    for actual, expected in zip(
+        parameter_gradients(model, weighted(in_windows.relevant)), wanted, strict=True
+    ):
+        close(actual, expected, 1e-8)
+
+
+def test_a_residual_link_is_added_inside_the_window():
+    pixel = torch.zeros(1, 1, 1, *SIZE[1:], dtype=torch.bool)
+    pixel[..., 6, 5] = True
+    seen = []
+
+    def look(module, inputs, output):
+        seen.append(output.parts[0])
+
+    model = with_head(Link(False), input_shape=SIZE)
+    model[0].register_forward_hook(look)
+    decompose(model, torch.randn(1, *SIZE), pixel)
+    assert seen[0].values.shape[2:] == (5, 5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_an_empty_mask_in_boxes_makes_relevant_exactly_zero(stack, layout):
