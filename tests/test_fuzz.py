@@ -254,3 +254,58 @@ def test_a_random_net_keeps_the_identities_and_has_the_right_gradients(seed):
     expected = model(x)
     torch.manual_seed(seed)
     torch.testing.assert_close(decompose(model, x, mask).total, expected)
+
+
+# --- Boxes: what lies outside them is zero, and nothing else changes ------------------------------
+
+
+def convolutions(dice: random.Random) -> nn.Module:
+    """A few convolutions and poolings of any geometry, with activations between them."""
+    layers: list[nn.Module] = []
+    for _ in range(dice.randint(1, 3)):
+        if dice.random() < 0.7:
+            kernel = (dice.choice([1, 2, 3, 5]), dice.choice([1, 2, 3]))
+            layers.append(
+                nn.Conv2d(
+                    4, 4, kernel, dice.choice([1, 1, 2, (2, 1)]),
+                    padding=dice.choice([0, 1, 2, (0, 1), "valid"]),
+                    dilation=dice.choice([1, 1, 2]), groups=dice.choice([1, 1, 2]),
+                    bias=dice.random() < 0.8,
+                )
+            )  # fmt: skip
+        else:
+            size = dice.choice([2, 3])
+            layers.append(nn.MaxPool2d(size, dice.choice([1, 2]), dice.choice([0, 1])))
+        layers.append(dice.choice([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Identity])())
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def random_boxes(dice: random.Random, side: int) -> tuple[tuple[int, int, int, int], ...]:
+    corners = [(dice.randrange(side - 4), dice.randrange(side - 4)) for _ in range(2)]
+    return tuple(
+        (t, t + dice.randint(1, 4), left, left + dice.randint(1, 4)) for t, left in corners
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_boxes_change_neither_parts_nor_gradients(seed):
+    torch.manual_seed(seed)
+    dice, side = random.Random(seed), 24
+    model, x = convolutions(dice), torch.randn(2, 4, side, side)
+    if dice.random() < 0.3:
+        model, x = (t.to(memory_format=torch.channels_last) for t in (model, x))
+    boxes = [random_boxes(dice, side)[:number] for number in (1, 2)]
+    mask = torch.zeros(2, 2, 1, side, side, dtype=torch.bool)
+    for group, places in enumerate(boxes):
+        for top, bottom, left, right in places:
+            shape = mask[:, group, :, top:bottom, left:right].shape
+            mask[:, group, :, top:bottom, left:right] = torch.rand(shape) < 0.8
+    everywhere = [((0, side, 0, side),)] * 2  # no window pays
+    weights, results = list(model.parameters()), []
+    for given in (boxes, everywhere):
+        relevant = decompose(model, x, mask, boxes=given).relevant
+        grades = torch.linspace(-1, 2, relevant.numel()).view_as(relevant)
+        grads = torch.autograd.grad((relevant * grades).sum(), weights) if weights else ()
+        results.append((relevant, *grads))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)

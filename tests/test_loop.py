@@ -194,6 +194,7 @@ def test_a_run_that_did_not_finish_is_not_loaded(tmp_path: Path) -> None:
     [
         (["training.batch_size=65"], "batch_size is 65, but tiny has 64 training examples"),
         (["device=cuda"], "device is cuda, but torch .* finds none here"),
+        (["model=lstm"], "is for text; tiny has no word vectors"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(
