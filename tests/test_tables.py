@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from cdep_run.config import config_dir
 from cdep_run.errors import ConfigError
 from cdep_run.runs import load_runs
 from cdep_run.tables import main, tables
@@ -253,6 +254,7 @@ def test_every_table_of_ours_is_read_and_every_row_of_it_can_be_run(name, tmp_pa
         said = [f"{key}={literal(value)}" for key, value in row.where.items()]
         assert not said or defaults(*said) is not None, said
     assert build(found, load_runs(tmp_path)) is not None
+    assert not found.sweep or (config_dir() / f"sweep/{found.sweep}.yaml").is_file()
 
 
 @pytest.mark.parametrize(

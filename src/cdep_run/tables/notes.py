@@ -47,6 +47,7 @@ def notes(spec: Spec, rows: list[Filled]) -> list[str]:
     found += [spec.note] if spec.note else []
     if trained:
         found += [f"No run here has {name}." for name in unmeasured(spec, rows)]
+    found += [f"`cdep-run -m +sweep={spec.sweep}` trains all of these."] if spec.sweep else []
     missing = [row.line for row in rows if not len(row.line.runs)]
     where = [f"{line.dataset} {line.name}".strip() for line in missing]
     return found + [

@@ -50,6 +50,7 @@ class Spec:
     title: str = MISSING
     source: str = ""
     note: str = ""
+    sweep: str = ""
     by_test: bool = False
     every_strength: bool = False
     repeat: dict[str, list[Any]] = field(default_factory=lambda: {"seed": [0, 1, 2, 3, 4]})
