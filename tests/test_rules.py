@@ -411,6 +411,16 @@ def test_arithmetic_on_ids_and_tables_of_them_keep_the_mask(change, look_up):
     torch.testing.assert_close(ours.relevant, expected)
 
 
+def test_ids_that_scale_what_is_already_mixed_are_numbers():
+    ids, mask, table = torch.randint(20, (3, 7)), torch.rand(3, 7) < 0.5, torch.randn(20, 5)
+
+    def model(i):
+        return (F.embedding(i, table).cumsum(1) * i.unsqueeze(-1)).mean(1)
+
+    expected = ((table[ids] * mask[..., None]).cumsum(1) * ids[..., None]).mean(1)
+    torch.testing.assert_close(decompose(model, ids, mask).relevant, expected)
+
+
 def test_a_table_indexed_by_ids_among_others_is_refused():
     with pytest.raises(MissingRuleError, match="embedding"):
         decompose(

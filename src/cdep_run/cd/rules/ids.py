@@ -35,13 +35,15 @@ def arithmetic(func, *args, **kwargs):
 
 
 def or_ids(rule: Callable) -> Callable:
-    """The rule, for ids `arithmetic`."""
+    """The rule, for ids `arithmetic`; ids that meet other pairs are the numbers that they are."""
 
     @wraps(rule)
     def either(func, *args, **kwargs):
-        if is_ids(args[0]) or (len(args) > 1 and is_ids(args[1])):
+        if not any(map(is_ids, args)):
+            return rule(func, *args, **kwargs)
+        if all(is_ids(a) for a in args if isinstance(a, Pair)):
             return arithmetic(func, *args, **kwargs)
-        return rule(func, *args, **kwargs)
+        return rule(func, *(a.total if is_ids(a) else a for a in args), **kwargs)
 
     return either
 
