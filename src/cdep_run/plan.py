@@ -192,20 +192,27 @@ class Finished:
     def __init__(
         self, records: Iterable[tuple[Path, dict[str, Any]]], same_code: str, code: str | None
     ) -> None:
-        self.runs: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+        self.runs: dict[tuple[Any, ...], list[tuple[Path, dict[str, Any]]]] = {}
         for path, record in records:
             try:
                 made_by = code_key(same_code, record["versions"], record["git"])
                 if code is not None and made_by == code:
                     kept = settings(record["config"])
-                    self.runs.setdefault(record["data"]["fingerprint"], []).append((path, kept))
+                    place = self.place(record["data"]["fingerprint"], kept)
+                    self.runs.setdefault(place, []).append((path, kept))
             except (KeyError, TypeError, AttributeError):
                 log.warning("%s: no record of this version, it does not count as finished", path)
 
     def find(self, job: Job) -> Path | None:
         """The record of a run with these settings on these data; the last one named."""
-        found = [p for p, kept in self.runs.get(job.fingerprint, ()) if same(kept, job.settings)]
+        there = self.runs.get(self.place(job.fingerprint, job.settings), ())
+        found = [path for path, kept in there if same(kept, job.settings)]
         return found[-1] if found else None
+
+    @staticmethod
+    def place(fingerprint: str, kept: dict[str, Any]) -> tuple[Any, ...]:
+        """What runs that may be the same share."""
+        return fingerprint, kept["penalty.name"], kept["penalty.strength"], kept["seed"]
 
 
 def same(recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -98,6 +98,7 @@ class Sweep:
             self.choose_strengths()
             self.save()
             todo = [key for key, job in self.jobs.items() if self.is_todo(key, job)]
+            todo.sort(key=lambda key: self.entries[key].state == "in flight")
             if self.options["plan_only"] or not todo:
                 break
             self.start(todo)
@@ -244,6 +245,8 @@ class Sweep:
     def start(self, keys: list[str]) -> None:
         """Launch jobs, the manifest kept up to date until all have ended."""
         log.info("%s: %s", self.manifest.folder, self.manifest.progress())
+        if busy := self.manifest.count()["in flight"]:
+            log.warning("%d jobs are at work in older processes, which are waited for", busy)
         batch = []
         for key in keys:
             job, entry = self.jobs[key], self.entries[key]
