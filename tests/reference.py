@@ -325,10 +325,12 @@ def lstm_direction(
     relevant: Tensor,
     irrelevant: Tensor,
     inside: Sequence[bool],
+    shared: bool = False,
 ) -> Pair:
     """One layer, one direction, one sentence `[T, features]`: the hidden states' parts `[T, H]`.
 
     `weights` are W_ih, W_hh, b_ih, b_hh in torch's gate order i, f, g, o; the initial state is 0.
+    `shared`: of products of a relevant and an irrelevant factor both get a half.
     """
     w_ih, w_hh, b_ih, b_hh = weights
     hidden_size = w_hh.shape[1]
@@ -348,11 +350,19 @@ def lstm_direction(
         new_rel = r_in * (r_cell + c_cell) + c_in * r_cell + (r_forget + c_forget) * c_rel
         if inside[t]:
             new_rel = new_rel + c_in * c_cell
+        if shared:
+            new_rel = new_rel + 0.5 * (r_in * i_cell + i_in * r_cell)
+            new_rel = new_rel + 0.5 * (r_forget * c_irrel + i_forget * c_rel)
         c_rel, c_irrel = new_rel, cell - new_rel
 
         both = torch.tanh(c_rel + c_irrel)
         h_rel = out * 0.5 * (torch.tanh(c_rel) + both - torch.tanh(c_irrel))
         h_irrel = out * 0.5 * (torch.tanh(c_irrel) + both - torch.tanh(c_rel))
+        if shared:
+            r_out, i_out, c_out = three_terms(torch.sigmoid, r[3], i[3], c[3])
+            a, b = h_rel / out, h_irrel / out
+            h_rel = r_out * a + c_out * a + 0.5 * (r_out * b + i_out * a)
+            h_irrel = i_out * b + c_out * b + 0.5 * (i_out * a + r_out * b)
         outputs.append((h_rel, h_irrel))
     return torch.stack([a for a, _ in outputs]), torch.stack([b for _, b in outputs])
 

@@ -322,6 +322,23 @@ def test_the_published_placement_of_biases():
         torch.testing.assert_close(found.relevant[n].view(5, 4), expected)
 
 
+def test_shared_gates_halve_what_one_part_does_to_the_other():
+    net, mask = nn.LSTM(3, 4), torch.zeros(3, 5, dtype=torch.bool)
+    mask[:, 1], mask[1, 3] = True, True
+    model, rules = States(net, packed=False), {"lstm_gates": "shared"}
+    found = decompose(model, X, mask[..., None], LENGTHS, rules=rules)
+    weights = (net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0)
+    for n in range(3):
+        rel = X[n] * mask[n, :, None]
+        parts = reference.lstm_direction(weights, rel, X[n] - rel, mask[n].tolist(), shared=True)
+        torch.testing.assert_close(found.relevant[n].view(5, 4), parts[0])
+        torch.testing.assert_close(found.irrelevant[n].view(5, 4), parts[1])
+    every = decompose(model, X, torch.ones(3, 5, 1, dtype=torch.bool), LENGTHS, rules=rules)
+    assert every.irrelevant.abs().max() < 1e-12
+    none = decompose(model, X, torch.zeros(3, 5, 1, dtype=torch.bool), LENGTHS, rules=rules)
+    assert not none.relevant.any()
+
+
 def test_autocast_computes_the_net_in_the_precision_of_its_weights():
     torch.set_default_dtype(torch.float32)
     model = SentenceNet()

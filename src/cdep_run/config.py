@@ -177,6 +177,13 @@ class RecurrentBias(Enum):
     before_last = "before_last"
 
 
+class LstmGates(Enum):
+    """Whose is what an LSTM's gate of one part does to the other part's content."""
+
+    published = "published"
+    shared = "shared"
+
+
 class GradientForm(Enum):
     """Whose definition of a gradient penalty: its own paper's or the published CDEP code's."""
 
@@ -191,6 +198,7 @@ class CDEP(Penalty):
     form: CDForm = MISSING
     relu: ReLURule = MISSING
     recurrent_bias: RecurrentBias = MISSING
+    lstm_gates: LstmGates = MISSING
     detach_vectors: bool = MISSING
 
 

@@ -30,6 +30,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # what biases put into a recurrent state is relevant at start ≤ t ≤ stop of a group | at
     # start ≤ t < stop, as in the published CDEP code
     "recurrent_bias": ("inside", "before_last"),
+    # what an LSTM's gate of one part does to another part's content is irrelevant | shared
+    "lstm_gates": ("published", "shared"),
     # gradients reach the vectors of an embedding | stop at them, as in the published CDEP code
     "embedding": ("trained", "detached"),
 }

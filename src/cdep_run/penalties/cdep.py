@@ -56,6 +56,8 @@ class CDEP:
         relu: the CD rule for ReLU, "asymmetric" (ACD, published code), "symmetric" or "last".
         recurrent_bias: where the biases of a recurrent net belong to the group: "inside", or
             "before_last", all its positions but the last (published code).
+        lstm_gates: whether what an LSTM's gate of one part does to the other part's content is
+            irrelevant ("published") or "shared", which closes a way out and takes longer.
         detach_vectors: the penalty does not train word vectors (published code); costs a second
             pass.
 
@@ -71,6 +73,7 @@ class CDEP:
         form: str = "pair",
         relu: str = "asymmetric",
         recurrent_bias: str = "inside",
+        lstm_gates: str = "published",
         detach_vectors: bool = False,
     ):
         if form not in FORMS:
@@ -79,6 +82,7 @@ class CDEP:
         self.rules = {
             "relu": relu,
             "recurrent_bias": recurrent_bias,
+            "lstm_gates": lstm_gates,
             "embedding": "detached" if detach_vectors else "trained",
         }
 

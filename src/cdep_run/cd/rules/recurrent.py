@@ -14,6 +14,11 @@ of its input: a position is inside the group or it is not, at every height. So a
 0, and a group of all positions leaves nothing irrelevant but an initial state that was given.
 Variant "before_last" of rule "recurrent_bias": the last of neighbouring positions of a group gets
 no biases, as in the published CDEP code (quirk 4 of the protocol).
+
+In an LSTM the published rule leaves what a gate of one part does to another part's content to the
+irrelevant part, and does not decompose the output gate. A net under CDEP can so go on listening to
+a word by what it opens and closes. Variant "shared" of rule "lstm_gates", ours, halves such
+products between the parts (their Shapley value), the output gate's too.
 """
 
 from __future__ import annotations
@@ -110,7 +115,39 @@ def plain_step(f):
     return step
 
 
+def lstm_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
+    """Variant "shared": relevant is R·R + R·C + C·R + ½(R·I + I·R) of each product, and σ·C_i·C_g.
+
+    The bias terms of i·g are split as by the published rule, the old cell and its tanh have the
+    parts R and I alone.
+    """
+    h, h_rel, c, c_rel = state
+    bias = weights.b_ih + weights.b_hh
+    before = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
+    rel_before = F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)
+    functions = torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid
+    chunks = zip(
+        functions, rel_before.chunk(4, -1), before.chunk(4, -1), bias.chunk(4), strict=True
+    )
+    terms = []
+    for function, r, total, constant in chunks:
+        gate, bias_part = function(total), function(constant)
+        rel_part = with_bias(function, r, repeat(total, rel), constant) - bias_part
+        terms.append((gate, rel_part, repeat(gate, rel) - rel_part - bias_part, bias_part))
+    (i, r_i, i_i, c_i), (f, r_f, i_f, c_f), (g, r_g, i_g, c_g), (o, r_o, i_o, c_o) = terms
+    others = repeat(c, rel) - c_rel
+    c_rel = (r_i * (r_g + c_g + i_g / 2) + (c_i + i_i / 2) * r_g + inside * c_i * c_g) + (
+        (r_f + c_f + i_f / 2) * c_rel + r_f / 2 * others
+    )
+    c = f * c + i * g
+    tanh = torch.tanh(c)
+    tanh_rel = with_bias(torch.tanh, c_rel, repeat(c, rel), torch.zeros_like(bias[: c.shape[-1]]))
+    h_rel = (r_o + c_o + i_o / 2) * tanh_rel + r_o / 2 * (repeat(tanh, rel) - tanh_rel)
+    return o * tanh, h_rel, c, c_rel
+
+
 STEPS = {
+    "lstm": lstm_step,
     "gru": gru_step,
     "rnn_tanh": plain_step(torch.tanh),
     "rnn_relu": plain_step(torch.relu),
@@ -123,7 +160,7 @@ STEPS = {
 def scan(name: str, inputs: Inputs, start: State, weights: Weights, lengths) -> State:
     """The states after every step, `[T, ...]` each."""
     states: State
-    if name == "lstm":
+    if name == "lstm" and variant("lstm_gates") == "published":
         states = lstm(*inputs, start, weights, lengths)
     else:
         steps = [start]
