@@ -2,7 +2,8 @@
 
 The variants alternate in one process and start every round from the same weights, so that a slow
 moment of the machine hits all of them; reported is the median over rounds of the ratio within a
-round. Data are random: only shapes, masks and boxes are those of DecoyMNIST and ColorMNIST.
+round, on a CPU of the processor time of one thread. Data are random: only shapes, masks and boxes
+are those of DecoyMNIST and ColorMNIST.
 
 The three-convolution way is contextual decomposition as the published code runs it: an ordinary
 forward pass, and for each group and layer one pass of β, one of γ, and one of a zero input to read
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdep_run.allocator import keep_freed_memory
 from cdep_run.batch import Batch, Box, Groups
 from cdep_run.groups import boxes_mask, corners
 from cdep_run.loop import Trainer
@@ -78,10 +80,12 @@ def three_convolutions(model: MnistCNN, batch: Batch) -> tuple[Tensor, Tensor]:
 
 # --- What is measured ----------------------------------------------------------------------------
 
-NONE, CDEP_STEP, THREE = "none", "CDEP", "three convolutions"
+NONE, THREE = "none", "three convolutions"
+CDEP_STEP, PAIR = "CDEP", "CDEP, published form"
 PENALTIES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     NONE: NoPenalty(),
-    CDEP_STEP: CDEP(),
+    CDEP_STEP: CDEP("centred", "symmetric"),  # as the DecoyMNIST experiment is configured
+    PAIR: CDEP(),
     "RRR": RRR(),
     "EG, 1 sample": ExpectedGradients(samples=1),
     THREE: three_convolutions,
@@ -124,7 +128,7 @@ WORKLOADS = [
         channels=1,
         groups=corners(5, 28, 28),
         steps=4,
-        slower={CDEP_STEP: 1.6, "RRR": 2.1, "EG, 1 sample": 3.0},
+        slower={CDEP_STEP: 1.6, PAIR: 1.6, "RRR": 2.1, "EG, 1 sample": 3.0},
         faster=3.0,
         memory=2.2,
     ),
@@ -159,14 +163,15 @@ def trainer(model: nn.Module, penalty: Callable[..., Any], fused: bool = False) 
 
 
 def seconds(run: Trainer, batch: Batch, steps: int) -> float:
-    """Time of `steps` training steps; on a GPU until it has finished them."""
+    """Time of `steps` training steps: on a GPU until they are finished, on a CPU processor time."""
     wait = torch.cuda.synchronize if batch.inputs.is_cuda else lambda: None
+    clock = time.perf_counter if batch.inputs.is_cuda else time.process_time
     wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(steps):
         run.train_step(batch)
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def step_times(
@@ -242,7 +247,7 @@ def measure(workload: Workload, device: str, budget: float) -> bool:
 
     kind = "peak" if inputs.is_cuda else "kept for backward"
     print(f"\n{workload.name}; {device}, {torch.get_num_threads()} threads, {len(rounds)} rounds")
-    print(f"{'':20}{'ms/step':>9}{'ratio':>8}  {'target':14}{'MB ' + kind:>21}{'ratio':>8}")
+    print(f"{'':22}{'ms/step':>9}{'ratio':>8}  {'target':14}{'MB ' + kind:>21}{'ratio':>8}")
     results = []
     for name in runs:
         time_target = memory_target = ""
@@ -254,13 +259,15 @@ def measure(workload: Workload, device: str, budget: float) -> bool:
             results.append(passed)
         milliseconds = 1000 * statistics.median(r[name] for r in rounds)
         print(
-            f"{name:20}{milliseconds:9.1f}{ratio(name, NONE):8.2f}  {time_target:14}"
+            f"{name:22}{milliseconds:9.1f}{ratio(name, NONE):8.2f}  {time_target:14}"
             f"{memory[name] / 1e6:21.1f}{memory[name] / memory[NONE]:8.2f}  {memory_target}"
         )
-    times_faster = ratio(THREE, CDEP_STEP)
-    target, passed = verdict(times_faster, workload.faster, at_most=False)
-    print(f"CDEP is {times_faster:.1f} times faster than three convolutions, {target}")
-    return all([*results, passed])
+    for name in (CDEP_STEP, PAIR):
+        times_faster = ratio(THREE, name)
+        target, passed = verdict(times_faster, workload.faster, at_most=False)
+        results.append(passed)
+        print(f"{name} is {times_faster:.1f} times faster than three convolutions, {target}")
+    return all(results)
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -268,6 +275,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=30, help="time for each of two workloads")
     chosen = parser.parse_args(arguments)
+    if chosen.device == "cpu":
+        torch.set_num_threads(1)
+        keep_freed_memory()  # as in a run
     passed = [measure(workload, chosen.device, chosen.seconds) for workload in WORKLOADS]
     return 0 if all(passed) else 1
 

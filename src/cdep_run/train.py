@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cdep_run.allocator import keep_freed_memory
 from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
 from cdep_run.errors import CdepError, CheckpointError, ConfigError
 from cdep_run.files import alone_in, write_atomic, write_json
@@ -347,6 +348,8 @@ def prepare(device: str, threads: int | None) -> torch.device:
         raise ConfigError(f"device is {device}, but torch {torch.__version__} finds none here")
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

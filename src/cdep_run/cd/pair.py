@@ -43,6 +43,9 @@ class Pair(torch.Tensor):
     total: Tensor
     parts: tuple[Part, ...]
     _aliased: bool  # shares memory with another Pair, so that in-place writes must reach both
+    _fresh: bool = False  # made for this pair alone; that holds until it is aliased
+    overwrite: bool = False
+    """Whether a rule may write into the memory: the op is to, and no one else looks at it."""
 
     @staticmethod
     def __new__(cls, total: Tensor, parts: tuple[Part, ...]) -> Pair:
@@ -83,6 +86,11 @@ class Pair(torch.Tensor):
             ),
         )
 
+    def fresh(self) -> Pair:
+        """This pair, whose total and parts are new tensors that nothing else holds."""
+        self._fresh = all(isinstance(part, Tensor) for part in self.parts)
+        return self
+
     def dense(self) -> Iterator[Tensor]:
         """The relevant parts as ordinary tensors of the total's shape, one a group."""
         return (part.dense() if isinstance(part, Windows) else part for part in self.parts)
@@ -105,6 +113,7 @@ class Pair(torch.Tensor):
                 mine.copy_(new)
         else:
             self.total, self.parts = result.total, result.parts
+        self._fresh = self.overwrite = False
         return self
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -128,6 +137,8 @@ class Pair(torch.Tensor):
             before = args[0].map(args[0].total.clone(), torch.clone)
             result = rule(func, before, *args[1:], **kwargs)
         else:
+            if in_place and isinstance(args[0], Pair):
+                args[0].overwrite = args[0]._fresh and not torch.is_grad_enabled()
             result = rule(func, *args, **kwargs)
         if not in_place:
             return result

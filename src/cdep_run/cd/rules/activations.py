@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -96,6 +97,8 @@ def rectifier(func, x, *args, **kwargs):
         return symmetric(func, x, *args, **kwargs)
     if variant("relu") == "last":
         return last(func, x, *args, **kwargs)
+    if x.overwrite and func.__module__ == F.__name__:
+        kwargs["inplace"] = True
     return x.apply(lambda t: func(t, *args, **kwargs), lambda rel, *_: func(rel, *args, **kwargs))
 
 

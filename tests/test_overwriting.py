@@ -1,0 +1,53 @@
+"""In-place ops without gradients: nothing is overwritten that is still read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdep_run.cd import decompose
+
+USES = {
+    "relu": lambda y: F.relu(y, inplace=True),
+    "the same tensor": lambda y: y + F.relu(y, inplace=True),
+    "a sum before": lambda y: (y + 0.5, F.relu(y, inplace=True))[0] * y,
+    "a view before": lambda y: (y[:, :2], F.relu(y, inplace=True))[0] + y[:, 2:],
+    "a view of a view": lambda y: (y.flatten(2), F.silu(y[:, 1:3], inplace=True))[0].square(),
+    "a detached one": lambda y: (y.detach(), F.hardtanh(y, 0, 1, inplace=True))[0] + 2 * y,
+    "a copy before": lambda y: (y.clone(), F.relu6(y, inplace=True))[0] * y,
+    "joined before": lambda y: (torch.cat([y, y], 1), F.relu(y, inplace=True))[0][:, :4] - y,
+    "twice": lambda y: F.relu(F.hardswish(y, inplace=True), inplace=True),
+    "asked for by name": lambda y: torch.relu_(y) + y.relu_(),
+    "leaky": lambda y: F.leaky_relu(y, 0.2, True),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, use) -> None:
+        super().__init__()
+        self.conv, self.norm, self.use = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), use
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(x, inplace=True) * 2
+        y = self.use(self.norm(self.conv(y)))
+        return self.head(y.flatten(1))
+
+
+@pytest.mark.parametrize("relu", ["asymmetric", "symmetric", "last"])
+@pytest.mark.parametrize("name", USES)
+def test_without_gradients_the_parts_are_the_same(name, relu):
+    torch.manual_seed(0)
+    model, x = Net(USES[name]), torch.randn(2, 2, 6, 6)
+    model(x.clone())
+    model.eval()
+    mask, before = torch.rand(1, 2, 1, 6, 6) > 0.4, x.clone()
+    wanted = decompose(model, x, mask, rules={"relu": relu})
+    with torch.no_grad():
+        got = decompose(model, x, mask, rules={"relu": relu})
+    assert x.equal(before)
+    torch.testing.assert_close(got.relevant, wanted.relevant)
+    torch.testing.assert_close(got.irrelevant, wanted.irrelevant)
+    torch.testing.assert_close(got.total, model(x.clone()))
