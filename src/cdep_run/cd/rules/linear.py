@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.cd import windows
@@ -161,6 +162,9 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
     """Wx + b: β' = Wβ + the bias share. Source: ACD; PROTOCOL: CD, first item."""
     if isinstance(weight, Pair) or isinstance(bias, Pair) or not isinstance(x, Pair):
         return _computed_weights(func, x, weight, bias, *args, **kwargs)
+    if func is F.linear and weight.numel() > x.total.numel() and x.dim() > 1:
+        result = _together(x, weight)
+        return result if bias is None else share_bias(result, bias)
     total = func(x.total, weight, None, *args, **kwargs)
 
     def weighted(part):
@@ -174,6 +178,14 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
         return result
     spatial = int(func.__name__[-2]) if "conv" in func.__name__ else 0
     return share_bias(result, bias.view(-1, *(1,) * spatial))
+
+
+def _together(x: Pair, weight: Tensor) -> Pair:
+    """W of the total and of the parts in one product: weights larger than the batch are read once,
+    and so is their gradient written, which takes longer than the sums do."""
+    stacked = F.linear(torch.cat([x.total, *x.dense()]), weight)
+    total, *parts = stacked.chunk(1 + len(x.parts))
+    return Pair(total, tuple(parts))
 
 
 def _computed_weights(func, x, weight, bias, *args, **kwargs):
