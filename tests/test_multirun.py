@@ -65,10 +65,11 @@ def test_a_sweep_without_failures_ends_with_0_and_can_be_asked_to_go_on(tmp_path
 
 
 def test_a_killed_job_in_its_own_process_does_not_end_the_sweep(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     targets = "tiny_data.Killed,tiny_data.Broken,cdep_run.penalties.none.NoPenalty"
     launcher = ("hydra/launcher=submitit_local", "hydra.launcher.parallel=2", "threads=null")
-    done = command(*SWEEP, f"penalty._target_={targets}", *launcher, cwd=tmp_path)
+    found = f"hydra.searchpath=[file://{TESTS / 'configs'}]"  # read anew in the job's process
+    done = command(*SWEEP, found, f"penalty._target_={targets}", *launcher, cwd=tmp_path)
     assert done.returncode == 1
     assert states(tmp_path / "sweep") == ["failed", "failed", "completed"], done.stderr
     assert "the process was killed or crashed" in done.stdout

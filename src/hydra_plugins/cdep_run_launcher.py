@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -22,17 +22,19 @@ GRACE_SECONDS = 30.0  # for a job that is asked to stop to write its checkpoint
 
 
 class SubmititLocal(Launcher):
-    """Hands jobs one by one to submitit, by the function of hydra-submitit-launcher.
+    """Hands jobs one by one to submitit.
 
-    That launcher by itself starts all jobs at once, and forgets the others when one is killed.
+    hydra-submitit-launcher, whose name in the configuration this takes, starts all jobs at once and
+    forgets the others when one is killed.
 
     Args:
         parallel: jobs that run at the same time; where `threads` is not set they share the cores.
-        settings: of the launcher that is wrapped.
+        submitit_folder: what the processes print.
+        parameters: of submitit's local executor.
     """
 
-    def __init__(self, parallel: int, **settings: Any) -> None:
-        self.parallel, self.settings = parallel, settings
+    def __init__(self, parallel: int, submitit_folder: str, **parameters: Any) -> None:
+        self.parallel, self.folder, self.parameters = parallel, submitit_folder, parameters
         self.running: set[Any] = set()
         self.stopped = False
 
@@ -40,38 +42,32 @@ class SubmititLocal(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before `launch`."""
-        self.context = {"hydra_context": hydra_context, "task_function": task_function}
-        self.config, self.loader = config, hydra_context.config_loader
+        self.context, self.task, self.config = hydra_context, task_function, config
+        self.loader = hydra_context.config_loader
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Run all jobs; one that ends without a result is noted in its folder's status.json."""
         try:
-            from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
+            import submitit
         except ImportError as error:
             raise SystemExit(
-                "cdep-run: error: hydra/launcher=submitit_local needs hydra-submitit-launcher; "
+                "cdep-run: error: hydra/launcher=submitit_local needs submitit; "
                 "pip install 'cdep-run[submitit]'"
             ) from error
-        import submitit
         from submitit.local.local import LocalJob
 
         LocalJob._results_timeout_s = 1  # the wait for a shared file system; here the disk is local
-        function = LocalLauncher(**self.settings)
-        function.setup(config=self.config, **self.context)
-        parameters = dict(self.settings)
-        executor = submitit.AutoExecutor(parameters.pop("submitit_folder"), cluster="local")
-        executor.update_parameters(**parameters)
+        executor = submitit.AutoExecutor(self.folder, cluster="local")
+        executor.update_parameters(**self.parameters)
 
         def run(overrides: Sequence[str], number: int) -> JobReturn:
             if self.stopped:
                 return ended(overrides)
-            name = f"job_id_for_{number}"
             overrides = [*overrides, *self._share(overrides)]
-            job = executor.submit(
-                function, overrides, "hydra.sweep.dir", number, name, Singleton.get_state()
-            )
+            hydra = (self.context, self.task, self.config, Singleton.get_state())
+            job = executor.submit(run_in_child, *hydra, overrides, number)
             self.running.add(job)
             try:
                 return job.result()
@@ -122,6 +118,32 @@ class SubmititLocal(Launcher):
             printed = f"{config.hydra.sweep.dir}/.submitit"
             message = f"the process was killed or crashed; what it printed is in {printed}"
             write_status(folder, "failed", config.hydra.overrides.task, message)
+
+
+def run_in_child(
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    state: Any,
+    overrides: list[str],
+    number: int,
+) -> JobReturn:
+    """The job itself, in its own process; `state` is that of Hydra's singletons."""
+    from cdep_run.config import register_schemas
+
+    Singleton.set_state(state)
+    register_schemas()  # again: setting the state lets all plugins store their configurations
+    setup_globals()
+    job = context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.id = job.hydra.job.num = number
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=job,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
 
 
 def ended(overrides: Sequence[str]) -> JobReturn:
