@@ -99,6 +99,17 @@ def test_seeds_that_stopped_at_different_epochs_share_a_row(tmp_path):
     assert [row[2] for row in texts(made(tmp_path, spec()))] == ["2"]
 
 
+def test_settings_that_all_lines_share_are_said_once(tmp_path):
+    for penalty, more in (("none", ()), ("rrr", ("optimizer.lr=0.01",))):
+        said = ("dataset=decoy_mnist", f"penalty={penalty}", "training.epochs=3", *more)
+        record = {"config": plain(composed(*said))}
+        make_record(tmp_path / f"{penalty}.json", 0.5, dataset="decoy_mnist", record=record)
+    table = made(tmp_path, spec())
+    assert [row[0] for row in texts(table)] == ["none", "RRR, optimizer.lr=0.01"]
+    assert "All runs of decoy_mnist here: training.epochs=3." in table.notes
+    assert all("training.epochs=3" in command for command in table.commands)
+
+
 def test_runs_on_other_data_stand_in_rows_of_their_own(tmp_path):
     make_record(tmp_path / "a.json", 0.5, fingerprint="a" * 64)
     make_record(tmp_path / "b.json", 0.7, seed=1, fingerprint="b" * 64)

@@ -80,20 +80,33 @@ def label(said: Mapping[str, str], config: dict[str, Any]) -> str:
     """What to call a setting: the penalty, CDEP's form and rule, and all that was overridden.
 
     Args:
-        said: the first of what `overrides` returns.
+        said: the first of what `overrides` returns, or a part of it.
         config: the settings themselves.
     """
     penalty = config["penalty"] if said["penalty"] != "none" else {}
     words = [TITLES.get(said["penalty"], said["penalty"])]
     if said["penalty"] == "cdep" or "penalty.form" in said:
         words += [penalty[key] for key in ("form", "relu") if key in penalty]
-    named = ("dataset", "penalty", "penalty.strength", "penalty.form", "penalty.relu", "seed")
-    return ", ".join([*words, *special(said, named)])
+    named = ("penalty.form", "penalty.relu")
+    return ", ".join([*words, *(text for text in special(said) if not text.startswith(named))])
 
 
-def special(said: Mapping[str, str], named: Iterable[str]) -> list[str]:
-    """Overrides as a label shows them, without those that are named; nor what moved in the code."""
-    return [f"{k}={v}" for k, v in said.items() if k not in named and not k.endswith("._target_")]
+def special(said: Mapping[str, str]) -> list[str]:
+    """Overrides as a label shows them: not what has a place of its own, nor what moved in code."""
+    placed = ("dataset", "penalty", "penalty.strength", "seed")
+    return [f"{k}={v}" for k, v in said.items() if k not in placed and not k.endswith("._target_")]
+
+
+def shared(settings: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Overrides that several settings have in common, penalties aside: a label need not say them.
+
+    Args:
+        settings: each the first of what `overrides` returns; of one alone nothing is shared.
+    """
+    found = [set(said.items()) for said in settings]
+    common = set.intersection(*found) if len(found) > 1 else set()
+    kept = {key: value for key, value in sorted(common) if not key.startswith("penalty")}
+    return {key: value for key, value in kept.items() if special({key: value})}
 
 
 def literal(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cdep_run.commands import TITLES, command_of, label, overrides
+from cdep_run.commands import TITLES, command_of, label, overrides, shared
 from cdep_run.runs import load_runs
 from cdep_run.selection import select
 from cdep_run.tables import tables
@@ -73,6 +73,7 @@ class Report:
     runs: list[Run] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
+    common: dict[str, list[str]] = field(default_factory=dict)  # overrides of all of a data set
     tables: list[dict[str, Any]] = field(default_factory=list)  # the papers', those with runs
     examples: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -99,8 +100,11 @@ def collect(folders: Iterable[Path]) -> Report:
     older: Counter[str] = Counter()
     groups: dict[str, list[tuple[Run, dict[str, str]]]] = defaultdict(list)
     prints: dict[tuple[str, str, float], set[str]] = defaultdict(set)
-    for row in frame.to_dict("records"):
-        said, unknown = overrides(row["config"])
+    said_of = [overrides(config) for config in frame["config"]]
+    for dataset, places in frame.groupby("dataset").groups.items():
+        common = shared({tuple(said_of[i][0].items()): said_of[i][0] for i in places}.values())
+        report.common[str(dataset)] = [f"{key}={value}" for key, value in common.items()]
+    for row, (said, unknown) in zip(frame.to_dict("records"), said_of, strict=True):
         older.update(unknown)
         run = as_run({str(key): value for key, value in row.items()}, said, report)
         report.runs.append(run)
@@ -157,7 +161,7 @@ def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
         id=len(report.runs) + 1,
         dataset=row["dataset"],
         penalty=row["penalty"],
-        label=label(said, row["config"]),
+        label=label(unshared(said, report.common[row["dataset"]]), row["config"]),
         strength=row["strength"],
         seed=row["seed"],
         epochs=row["epochs"],
@@ -175,6 +179,11 @@ def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
         config=row["settings"],
         history=history(row["history"]),
     )
+
+
+def unshared(said: dict[str, str], common: list[str]) -> dict[str, str]:
+    """Overrides without those that all runs of the data set have."""
+    return {key: value for key, value in said.items() if f"{key}={value}" not in common}
 
 
 def number(value: Any) -> float | None:

@@ -32,7 +32,8 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
         by_set[cell.dataset].append(cell)
     written = []
     for dataset, cells in by_set.items():
-        for name, figure in drawn(plt, dataset, cells):
+        title = "\n".join([dataset, *report.common.get(dataset, [])])
+        for name, figure in drawn(plt, title, cells):
             for ending in ("svg", "pdf"):
                 written.append(folder / f"{dataset}_{name}.{ending}")
                 figure.savefig(written[-1], bbox_inches="tight")
@@ -40,12 +41,12 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     return written
 
 
-def drawn(plt: Any, dataset: str, cells: list[Cell]) -> Iterator[tuple[str, Any]]:
+def drawn(plt: Any, title: str, cells: list[Cell]) -> Iterator[tuple[str, Any]]:
     """The figures of one data set by name."""
     if any(len(points) > 1 for points in curves(cells).values()):
-        yield "lambda", lambda_figure(plt, dataset, cells)
+        yield "lambda", lambda_figure(plt, title, cells)
     if any(cell.seconds_per_epoch for cell in cells):
-        yield "cost", cost_figure(plt, dataset, cells)
+        yield "cost", cost_figure(plt, title, cells)
 
 
 def curves(cells: list[Cell]) -> dict[str, list[Cell]]:
@@ -57,7 +58,7 @@ def curves(cells: list[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def lambda_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
+def lambda_figure(plt: Any, title: str, cells: list[Cell]) -> Any:
     """Test accuracy against λ with ± one standard deviation over seeds; filled: the chosen λ."""
     figure, axis = plt.subplots(figsize=(4.2, 2.9))
     used: dict[str, int] = defaultdict(int)
@@ -98,13 +99,13 @@ def lambda_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
             )
         used[penalty] += 1
     axis.set(xscale="log", xlabel="λ (strength of the penalty)", ylabel="test accuracy (%)")
-    axis.set_title(dataset)
+    axis.set_title(title)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def cost_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
+def cost_figure(plt: Any, title: str, cells: list[Cell]) -> Any:
     """Seconds an epoch and peak memory of the chosen setting of each label."""
     shown = [cell for cell in cells if cell.chosen] or cells
     figure, axes = plt.subplots(1, 2, figsize=(6.2, 0.5 + 0.35 * len(shown)), sharey=True)
@@ -115,7 +116,7 @@ def cost_figure(plt: Any, dataset: str, cells: list[Cell]) -> Any:
     axes[1].barh(names, [(cell.peak_memory_bytes or 0) / 2**20 for cell in shown], color=colours)
     axes[1].set(xlabel=f"peak memory (MiB, {shown[0].memory_kind})")
     axes[0].invert_yaxis()
-    axes[0].set_title(dataset, loc="left")
+    axes[0].set_title(title, loc="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -133,6 +133,11 @@ function table(name, columns, rows, rowClass = () => null, tall = false) {
   );
 }
 
+// What all runs of a data set have in common and no label says.
+function common(dataset) {
+  const said = data.common[dataset] ?? [];
+  return said.length ? ` All runs: ${said.join(", ")}.` : "";
+}
 function papers() {
   const sets = (t) => unique(t.commands.map((c) => c.match(/dataset=(\S+)/)?.[1]).filter(Boolean));
   const list = data.tables.filter((t) => !state.dataset || sets(t).includes(state.dataset));
@@ -210,7 +215,7 @@ function results() {
       el(
         "p",
         { class: "soft" },
-        `${NAMES[state.metric]}, mean ± standard deviation over n seeds. λ is chosen by accuracy on ${unique(rows.map((c) => c.selection_split)).join(", ")}, never on test.`,
+        `${NAMES[state.metric]}, mean ± standard deviation over n seeds. λ is chosen by accuracy on ${unique(rows.map((c) => c.selection_split)).join(", ")}, never on test.${common(dataset)}`,
       ),
       table("results", columns, rows, (c) => (c.chosen ? "chosen" : null)),
       commands(rows.map((c) => c.command), [dataset]),
@@ -244,7 +249,7 @@ function mark(kind, x, y, paint, filled, r = 4) {
 function chart({ title, xLabel, yLabel, series, log }) {
   const width = Math.max(280, Math.min(520, document.body.clientWidth - 32)),
     height = 280;
-  const box = { left: 58, right: width - 12, top: 26, bottom: height - 42 };
+  const box = { left: 66, right: width - 12, top: 26, bottom: height - 42 };
   const every = series.flatMap((s) => s.points);
   const place = log ? Math.log10 : (v) => v;
   const xs = unique(series.filter((s) => !s.flat).flatMap((s) => s.points.map((p) => p.x))).sort(
@@ -290,7 +295,7 @@ function chart({ title, xLabel, yLabel, series, log }) {
       {
         x: 0,
         y: 0,
-        transform: `translate(11 ${(box.top + box.bottom) / 2}) rotate(-90)`,
+        transform: `translate(9 ${(box.top + box.bottom) / 2}) rotate(-90)`,
         "text-anchor": "middle",
       },
       yLabel,

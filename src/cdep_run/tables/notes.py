@@ -34,6 +34,10 @@ def notes(spec: Spec, rows: list[Filled]) -> list[str]:
     """What a reader must know to judge the numbers."""
     trained = [row.line for row in rows if len(row.line.runs)]
     found = [HOW.format(repeat=" and ".join(spec.repeat)), *selections(trained)]
+    for dataset, common in {line.dataset: line.shared for line in trained}.items():
+        if common:
+            said = ", ".join(f"{key}={value}" for key, value in common.items())
+            found.append(f"All runs of {dataset} here: {said}.")
     if spec.by_test and trained:
         found.append(BY_TEST)
     if any(value.examples for row in rows for value in row.values.values()):

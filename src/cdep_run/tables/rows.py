@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from cdep_run.commands import TITLES, choice, command_of, label, literal, overrides, special
+from cdep_run.commands import TITLES, choice, command_of, label, literal, overrides, shared, special
 from cdep_run.config import flatten
 from cdep_run.runs import digest
 from cdep_run.selection import chosen, select
@@ -29,6 +29,7 @@ class Line:
     runs: pd.DataFrame
     curve: pd.DataFrame  # `select` of all its λ
     by_test: pd.DataFrame  # runs of the λ that the test split would choose
+    shared: dict[str, str] = field(default_factory=dict)  # overrides of every line of its data set
 
     @property
     def strength(self) -> float | None:
@@ -41,17 +42,21 @@ class Line:
         return str(self.runs["cell"].iloc[0]) if len(self.runs) else ""
 
     @property
+    def said(self) -> dict[str, str]:
+        """What `overrides` says of its runs."""
+        return overrides(self.runs["config"].iloc[0])[0]
+
+    @property
     def command(self) -> str:
         """What trains these runs again, or fills the row where there are none."""
         if not len(self.runs):
             said = {key: literal(value) for key, value in self.row.where.items()}
             return command_of(said, None, self.repeat)
-        said = overrides(self.runs["config"].iloc[0])[0]
         flat = [flatten(config) for config in self.runs["config"]]
         axes = {
             key: list(dict.fromkeys(one[key] for one in flat if key in one)) for key in self.repeat
         }
-        return command_of(said, self.strength, axes)
+        return command_of(self.said, self.strength, axes)
 
 
 def lines(spec: Spec, runs: pd.DataFrame) -> list[Line]:
@@ -60,7 +65,11 @@ def lines(spec: Spec, runs: pd.DataFrame) -> list[Line]:
     Where the table wants every λ, there is a line for each, not for the chosen one alone.
     """
     runs = repeated(runs, [key for key in spec.repeat if key != "seed"])
-    return [line for row in spec.rows for line in expand(row, spec, runs)]
+    found = [expand(row, spec, runs) for row in spec.rows]
+    name(spec, [line for several in found for line in several if len(line.runs)])
+    for several in found:
+        tell_apart([line for line in several if len(line.runs)])
+    return [line for several in found for line in sorted(several, key=place)]
 
 
 def repeated(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -84,27 +93,17 @@ def repeated(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def expand(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
-    """The lines of one row, settings of the data set's own choice first."""
+    """The lines of one row, without names where there are runs."""
     mask = [matches(settings, row.where) for settings in runs["settings"]]
     matching = runs[pd.Series(mask, runs.index, dtype=bool)]
     if not len(matching):
         penalty = str(row.where.get("penalty", "any penalty"))
-        name = row.name or TITLES.get(penalty, penalty)
-        dataset = str(row.where.get("dataset", ""))
-        return [Line(row, spec.repeat, name, dataset, matching, matching, matching)]
+        title, dataset = row.name or TITLES.get(penalty, penalty), row.where.get("dataset", "")
+        return [Line(row, spec.repeat, title, dataset, matching, matching, matching)]
     free = ("seed", "penalty.strength", *row.choose)
     curves = [digest(one, free) for one in matching[["settings", "fingerprint"]].to_dict("records")]
     matching = matching.assign(curve=curves)
-    found = of_curves(row, spec, matching)
-    tell_apart(found)
-    order = list(TITLES)
-
-    def place(line: Line) -> tuple[Any, ...]:
-        first = line.runs.iloc[0]
-        penalty = order.index(first.penalty) if first.penalty in order else len(order)
-        return first.dataset, penalty, line.name.count("="), line.name, first.strength
-
-    return sorted(found, key=place)
+    return of_curves(row, spec, matching)
 
 
 def of_curves(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
@@ -116,10 +115,8 @@ def of_curves(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
     for (curve, cell), of_cell in runs.sort_values("seed").groupby(["curve", "cell"], sort=False):
         own = curves.get(curve, table.iloc[:0])
         if spec.every_strength or not len(own) or own.loc[own["chosen"], "cell"].eq(cell).any():
-            first = of_cell.iloc[0]
-            name = row_name(row, spec, first["config"])
-            tested = by_test.get(curve, runs.iloc[:0])
-            found.append(Line(row, spec.repeat, name, first["dataset"], of_cell, own, tested))
+            dataset, tested = of_cell["dataset"].iloc[0], by_test.get(curve, runs.iloc[:0])
+            found.append(Line(row, spec.repeat, "", dataset, of_cell, own, tested))
     return found
 
 
@@ -138,14 +135,35 @@ def matches_one(settings: dict[str, Any], key: str, value: Any) -> bool:
     return key in settings and literal(settings[key]) == literal(value)
 
 
-def row_name(row: Row, spec: Spec, config: dict[str, Any]) -> str:
-    """The row's name or the penalty's, and all that is neither default nor said or chosen."""
-    known = {*row.where, *row.choose, *spec.repeat} - CHOICES.keys()
-    said = {key: value for key, value in overrides(config)[0].items() if key not in known}
-    if row.name is None and not row.choose:
-        return label(said, config)
-    title = row.name or TITLES.get(said["penalty"], said["penalty"])
-    return ", ".join([title, *special(said, (*CHOICES, "seed", "penalty.strength"))])
+def name(spec: Spec, found: list[Line]) -> None:
+    """Name each line by its row or penalty, and by all that is neither default, said nor shared."""
+    by_set = defaultdict(list)
+    for line in found:
+        by_set[line.dataset].append(line)
+    for of_set in by_set.values():
+        common = shared(line.said for line in of_set)
+        for line in of_set:
+            line.shared = {k: v for k, v in common.items() if k not in spec.repeat}
+            line.name = row_name(line, {*spec.repeat, *common})
+
+
+def row_name(line: Line, known: set[str]) -> str:
+    """The row's name or the penalty's, and what is special but for what is known already."""
+    known = {*known, *line.row.where, *line.row.choose} - CHOICES.keys()
+    said = {key: value for key, value in line.said.items() if key not in known}
+    if line.row.name is None and not line.row.choose:
+        return label(said, line.runs["config"].iloc[0])
+    title = line.row.name or TITLES.get(said["penalty"], said["penalty"])
+    return ", ".join([title, *special(said)])
+
+
+def place(line: Line) -> tuple[Any, ...]:
+    """Where a line stands in its row: settings of the data set's own choice first."""
+    if not len(line.runs):
+        return ()
+    first, order = line.runs.iloc[0], list(TITLES)
+    penalty = order.index(first.penalty) if first.penalty in order else len(order)
+    return first.dataset, penalty, line.name.count("="), line.name, first.strength
 
 
 def tell_apart(found: list[Line]) -> None:
