@@ -115,6 +115,7 @@ def test_runs_on_other_data_stand_in_rows_of_their_own(tmp_path):
     make_record(tmp_path / "b.json", 0.7, seed=1, fingerprint="b" * 64)
     found = [row[0] for row in texts(made(tmp_path, spec()))]
     assert found == ["CDEP, pair, data aaaaaaaa", "CDEP, pair, data bbbbbbbb"]
+    assert not any(bold for row in made(tmp_path, spec()).body for _, bold in row)
 
 
 def test_folds_repeat_a_run_as_seeds_do_where_the_table_says_so(tmp_path):

@@ -13,7 +13,7 @@ LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"λ": r"$\lambda$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≥": r"$\geq$"},
-    **{"–": "--", "†": r"\textdagger{}", "✓": r"\checkmark{}"},
+    **{"–": "--", "†": r"\textdagger{}", "✓": r"$\surd$"},
 }
 
 STYLE = (

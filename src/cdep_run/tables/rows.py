@@ -42,6 +42,11 @@ class Line:
         return str(self.runs["cell"].iloc[0]) if len(self.runs) else ""
 
     @property
+    def fingerprint(self) -> str:
+        """Of the data that its runs saw; empty where there are none."""
+        return str(self.runs["fingerprint"].iloc[0]) if len(self.runs) else ""
+
+    @property
     def said(self) -> dict[str, str]:
         """What `overrides` says of its runs."""
         return overrides(self.runs["config"].iloc[0])[0]

@@ -38,11 +38,11 @@ class Filled:
 
 
 def fill(rows: list[Filled], column: Column) -> None:
-    """The column's value in every row, and which are the best of their data set."""
-    by_set: dict[str, list[Filled]] = defaultdict(list)
+    """The column's value in every row, and which are the best on the same data."""
+    by_data: dict[tuple[str, str], list[Filled]] = defaultdict(list)
     for row in rows:
-        by_set[row.line.dataset].append(row)
-    for group in by_set.values():
+        by_data[row.line.dataset, row.line.fingerprint].append(row)
+    for group in by_data.values():
         none = next((r.line for r in group if (r.line.runs["penalty"] == "none").any()), None)
         for row in group:
             row.values[column.name] = value(row.line.runs, column, none)
