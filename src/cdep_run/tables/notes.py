@@ -11,10 +11,10 @@ from cdep_run.tables.spec import Spec
 from cdep_run.tables.values import CONFIDENCE, LEVEL, Filled, one_machine
 
 HOW = (
-    "Mean ± standard deviation over n runs that differ in {repeat}. Bold: the best mean on the same "
-    "data, and each that a paired t-test over runs of the same {repeat} does not find worse "
-    f"(two-sided p ≥ {LEVEL:g}, not corrected for several tests; fewer than two pairs: not tested, "
-    "not bold)."
+    "Mean ± standard deviation over n runs that differ in {repeat}. Bold: the best mean on the "
+    "same data, and each that a paired t-test over runs of the same {repeat} does not find worse "
+    f"(two-sided p ≥ {LEVEL:g}, not corrected for several tests; fewer than two pairs: not "
+    "tested, not bold)."
 )
 
 BY_TEST = (
