@@ -170,8 +170,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert again.returncode == code, again.stderr
     status = inside("status", ".", cwd=tmp_path)
     assert "1 of 2 jobs done (1 completed, 1 interrupted)" in status.stdout
-    again = inside("resume", "sweep", cwd=tmp_path)
-    assert again.returncode == 0 and states(tmp_path / "sweep") == ["completed"] * 2
+    moved = (tmp_path / "sweep").rename(tmp_path / "its, new=place")
+    again = inside("resume", moved.name, "threads=1", cwd=tmp_path)
+    assert again.returncode == 0 and states(moved) == ["completed"] * 2
+    assert inside("status", str(moved), cwd=TESTS).stdout.count("0.4167") >= 1  # its scores
 
 
 def test_a_second_process_on_the_same_sweep_is_refused_and_status_says_in_flight(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cdep_run.commands import literal
 from cdep_run.errors import ConfigError
 from cdep_run.manifest import DONE, MANIFEST, Manifest, table
 
@@ -18,7 +19,7 @@ def resume(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: no sweep there, or the folder of the command is gone.
     """
-    if not arguments or "=" in arguments[0]:
+    if not arguments:
         raise ConfigError("say which sweep: cdep-run resume outputs/sweeps/table3")
     manifest = load(Path(arguments[0]))
     folder = manifest.folder.resolve()
@@ -28,11 +29,12 @@ def resume(arguments: list[str]) -> list[str]:
         command = " ".join(manifest.command)
         raise ConfigError(
             f"{folder} was started in {manifest.cwd}, which is not there ({error.strerror}); "
-            f"repeat the command here: cdep-run {command} hydra.sweep.dir={folder}"
+            f"repeat the command here: cdep-run {command} hydra.sweep.dir={literal(str(folder))}"
         ) from error
-    kept = [word for word in manifest.command if not word.startswith("hydra.sweep.dir=")]
-    shown = os.path.relpath(folder) if folder.is_relative_to(manifest.cwd) else folder
-    return [*kept, f"hydra.sweep.dir={shown}", *arguments[1:]]
+    shown = os.path.relpath(folder) if folder.is_relative_to(manifest.cwd) else str(folder)
+    added = [f"hydra.sweep.dir={literal(shown)}", *arguments[1:]]
+    replaced = {word.partition("=")[0] for word in added}
+    return [w for w in manifest.command if w.partition("=")[0] not in replaced] + added
 
 
 def status(arguments: list[str]) -> int:

@@ -55,8 +55,10 @@ class Entry:
                 return
             status = read_json(folder / STATUS) or {"state": "pending", "error": None}
             self.state, self.error = status["state"], status["error"]
-        except ConfigError as error:
-            self.state, self.error = "failed", str(error)
+        except (ConfigError, KeyError, TypeError) as error:
+            self.state = "failed"
+            known = isinstance(error, ConfigError)
+            self.error = str(error) if known else f"{folder / STATUS} is damaged; delete it"
         if self.state in ("running", "finished"):
             self.state = "in flight" if at_work_in(folder) else "interrupted"
 
@@ -104,6 +106,8 @@ class Manifest:
                 f"hydra.sweep.dir={folder}: it finds what is finished or half done there"
             ) from error
         for entry in manifest.jobs:
+            if entry.folder and entry.record:  # the sweep may have been moved
+                entry.record = str(folder / entry.folder / RESULT)
             entry.refresh(folder)
         return manifest
 

@@ -205,7 +205,7 @@ class Sweep:
                 continue
             for number, entry in enumerate(grid.waiting):
                 entry.state = "failed"
-                entry.error = grid.jobs[0].problem or "no run of the grid of λ finished"
+                entry.error = grid.jobs[0].problem or "no run of the grid of λ has a score"
                 self.entries[f"{grid.curve.label} {number}"] = entry
 
     def choose(self, grid: Grid, files: list[str]) -> str | None:
@@ -219,6 +219,8 @@ class Sweep:
         if not len(runs):
             return grid.curve.strengths[0]
         compared = select(runs, by="dataset")
+        if not len(compared):
+            return None
         best = compared[compared["chosen"]].iloc[0]
         first = runs.iloc[0]
         scores = {f"{row.strength:g}": row.score for row in compared.itertuples()}
