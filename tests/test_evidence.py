@@ -16,7 +16,7 @@ from cdep_run.datasets.base import Bunch
 from cdep_run.errors import ConfigError
 from cdep_run.evidence import main, write
 from cdep_run.evidence.measure import Found, Options, paste, scale, spread, with_and_without
-from cdep_run.evidence.summary import MEASURES, markdown, summarise
+from cdep_run.evidence.summary import ROWS, markdown, summarise
 from running import run
 from tiny_data import MEAN, STD, tiny_spots
 
@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_penalised_net_looks_less_at_the_patch_by_every_judge(runs: Path, tmp_path: Path) -> None:
     report = write([runs], tmp_path, Options(resamples=50, examples=2))
     none, cdep = report["settings"].values()
-    assert none["runs"] == 1 and set(none["measures"]) == set(MEASURES) and not report["left_out"]
+    assert none["runs"] == 1 and set(none["measures"]) == set(ROWS) and not report["left_out"]
     assert none["measures"]["area"]["mean"] == pytest.approx(25 / 256)
     assert none["measures"]["painted_over"]["mean"] > 2  # the patch says "not bright"
     assert none["measures"]["pasted"]["mean"] < -0.5 and none["measures"]["pasted"]["images"] == 12
@@ -59,6 +59,12 @@ def test_grey_images_and_other_tasks_have_the_measures_that_make_sense(tmp_path:
     assert found["measures"]["area"]["images"] == 4
     assert "yields maps" in report["left_out"]["gradcam"]  # a net without convolutions
     assert "no class to be found" in report["left_out"]["pasted"]
+
+
+def test_only_what_is_asked_for_is_measured(runs: Path, tmp_path: Path) -> None:
+    report = write([runs / "none"], tmp_path, Options(resamples=5, measures=("pasted",)))
+    assert report["settings"]["none"]["measures"].keys() == {"pasted", "pasted_relative"}
+    assert not (tmp_path / "evidence.png").exists()
 
 
 def test_patched_images_are_those_with_a_mask_and_a_limit_spreads() -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cdep_run.cd import VARIANTS
 from cdep_run.errors import CdepError, ConfigError
-from cdep_run.evidence.measure import Found, Options, judge
+from cdep_run.evidence.measure import MEASURES, Found, Options, judge
 from cdep_run.evidence.summary import COLUMNS, figure, markdown, summarise
 from cdep_run.files import write_atomic, write_json
 from cdep_run.pool import Setting, settings
@@ -49,6 +49,7 @@ def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
         "seed": options.seed,
         "resamples": options.resamples,
         "relu": options.relu,
+        "measures": list(options.measures),
         "settings": described(chosen, summarise(found, order, options)),
         "left_out": found.left_out,
     }
@@ -84,6 +85,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=standard.seed, help="of stickers and bootstrap")
     parser.add_argument("--resamples", type=int, default=standard.resamples, help="of bootstrap")
     parser.add_argument("--relu", default=standard.relu, choices=VARIANTS["relu"])
+    parser.add_argument(
+        "--measures", nargs="+", default=standard.measures, choices=MEASURES, metavar="NAME",
+        help=f"what is measured: {', '.join(MEASURES)} (all)",
+    )  # fmt: skip
     parser.add_argument("--examples", type=int, default=standard.examples, help="in the figure (6)")
     arguments = vars(parser.parse_args())
     folders, out = arguments.pop("folders"), arguments.pop("out")
@@ -91,6 +96,7 @@ def main() -> None:
         for name, least in {"limit": 1, "resamples": 1, "examples": 0, "seed": 0}.items():
             if arguments[name] is not None and arguments[name] < least:
                 raise ConfigError(f"--{name} is {arguments[name]}; accepted: {least} or more")
+        arguments["measures"] = tuple(arguments["measures"])
         print(markdown(write(folders, out, Options(**arguments))), end="")
     except (CdepError, OSError) as error:
         sys.exit(f"cdep_run.evidence: error: {error}")

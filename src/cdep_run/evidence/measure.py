@@ -21,6 +21,16 @@ from cdep_run.errors import CdepError, ConfigError
 from cdep_run.stickers import paste_sticker
 from cdep_run.train import load
 
+MEASURES = {
+    "area": "patch's area",
+    "cd_share": "CD share of the patch",
+    "gradcam": "Grad-CAM inside it",
+    "gradient": "gradient inside it",
+    "painted_over": "log-odds, patch painted over",
+    "pasted": "log-odds, sticker pasted",
+}
+"""What is measured of each image, and its title in tables; see `docs/evidence.md`."""
+
 PORTION = 8
 """Images judged together."""
 
@@ -38,6 +48,7 @@ class Options:
         resamples: of the bootstrap.
         relu: CD's rule for ReLU, the same for all nets.
         examples: images in the figure.
+        measures: what is measured; names of `MEASURES`.
     """
 
     split: str = "test"
@@ -47,6 +58,7 @@ class Options:
     resamples: int = 1000
     relu: str = "symmetric"
     examples: int = 6
+    measures: tuple[str, ...] = tuple(MEASURES)
 
 
 @dataclass
@@ -122,14 +134,16 @@ def judge(setting: str, folder: Path, options: Options, found: Found, bar: tqdm)
     if not patched:
         raise ConfigError(f"{folder}: no image of split {options.split} has a patch with a mask")
     chosen = spread(patched, options.limit)
-    shown = spread(chosen, options.examples)
-    for names, batch in portions(split, chosen):
+    shown = spread(chosen, options.examples if "gradcam" in options.measures else 0)
+    for names, batch in portions(split, chosen) if {*options.measures} - {"pasted"} else ():
         with_patch(setting, model, bunch, names, batch, options, found)
         bar.update()
     for names, batch in portions(split, shown):
         picture(setting, model, bunch, names, batch, found)
+    if "pasted" not in options.measures:
+        return
     if why := no_pasting(bunch):
-        found.left_out["pasted"] = found.left_out["pasted_relative"] = why
+        found.left_out["pasted"] = why
         return
     positive = [place for place in plain if split.labels[place] == 1]
     for names, batch in portions(split, spread(positive, options.limit)):
@@ -159,10 +173,12 @@ def with_patch(
 ) -> None:
     """Judge images that show a patch; what cannot be had of this net is named in `left_out`."""
     inputs, labels, mask = batch.inputs, batch.labels, union(batch)
-    painted = torch.stack(
-        [judges.painted_over(image, where) for image, where in zip(inputs, mask, strict=True)]
-    )
     classes = explained(bunch, labels)
+
+    def painted() -> Tensor:
+        each = zip(inputs, mask, strict=True)
+        return torch.stack([judges.painted_over(image, where) for image, where in each])
+
     measured: dict[str, Callable[[], Tensor]] = {
         "area": lambda: mask.float().mean((1, 2)),
         "cd_share": lambda: judges.cd_share(
@@ -170,11 +186,12 @@ def with_patch(
         ),
         "gradcam": lambda: judges.inside(judges.gradcam(model, inputs, labels), mask),
         "gradient": lambda: judges.inside(judges.gradient(model, inputs, labels), mask),
-        "painted_over": lambda: odds(model, painted, classes) - odds(model, inputs, classes),
+        "painted_over": lambda: odds(model, painted(), classes) - odds(model, inputs, classes),
     }
     for measure, value in measured.items():
         try:
-            found.add(setting, names, measure, value())
+            if measure in options.measures:
+                found.add(setting, names, measure, value())
         except (CdepError, NotImplementedError) as error:
             found.left_out[measure] = str(error)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cdep_run.evidence.measure import Found, Options
+from cdep_run.evidence.measure import MEASURES, Found, Options
 from cdep_run.metrics import CONFIDENCE
 from cdep_run.plots import Column, draw
 from cdep_run.pool import table
@@ -18,16 +18,8 @@ from cdep_run.pool import table
 COLUMNS = ["setting", "id", "measure", "value"]
 """Of `Found.rows`, and of evidence.csv."""
 
-MEASURES = {
-    "area": "patch's area",
-    "cd_share": "CD share of the patch",
-    "gradcam": "Grad-CAM inside it",
-    "gradient": "gradient inside it",
-    "painted_over": "log-odds, patch painted over",
-    "pasted": "log-odds, sticker pasted",
-    "pasted_relative": "… in standard deviations",
-}
-"""What is measured of each image, and its title in tables; see `docs/evidence.md`."""
+ROWS = MEASURES | {"pasted_relative": "… in standard deviations"}
+"""The rows of the table: what is measured, and `pasted` by the spread of the log-odds."""
 
 
 def summarise(found: Found, order: list[str], options: Options) -> dict[str, dict[str, Any]]:
@@ -45,7 +37,7 @@ def summarise(found: Found, order: list[str], options: Options) -> dict[str, dic
     if "pasted" in wide:
         wide["pasted_relative"] = wide["pasted"] / wide.pop("before").std()
     summary: dict[str, dict[str, Any]] = {setting: {} for setting in order}
-    for measure in (name for name in MEASURES if name in wide):
+    for measure in (name for name in ROWS if name in wide):
         for setting in (name for name in order if name in wide[measure]):
             own = wide[measure][setting].dropna().to_numpy()
             mean, interval = bootstrap_means(own[None], np.mean, options)
@@ -88,7 +80,7 @@ def markdown(report: dict[str, Any]) -> str:
     names = list(report["settings"])
     rows = [["mean over images", "images", *names]]
     ratios = [["ratio to the first", "", *names[1:]]]
-    for measure, title in MEASURES.items():
+    for measure, title in ROWS.items():
         cells = [report["settings"][name]["measures"].get(measure) for name in names]
         if cells[0] is None:
             continue
@@ -98,7 +90,7 @@ def markdown(report: dict[str, Any]) -> str:
             shown = [number(c and c["ratio"], c and c["ratio_interval"]) for c in cells[1:]]
             ratios.append([title, str(cells[0]["images"]), *shown])
     lines = table(rows) + (["", *table(ratios)] if len(names) > 1 else [])
-    notes = [f"Left out: {MEASURES[m]}: {why}." for m, why in report["left_out"].items()]
+    notes = [f"Left out: {ROWS[m]}: {why}." for m, why in report["left_out"].items()]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
