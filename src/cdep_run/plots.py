@@ -100,7 +100,9 @@ def draw(columns: Sequence[Column], heading: str, file: Path) -> None:
 
     rows = len(columns[0].pictures)
     size = (1.6 * len(columns), 1.6 * rows)
-    figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=size, squeeze=False, layout="constrained"
+    )
     for axis_column, column in zip(axes.T, columns, strict=True):
         heat = column.pictures.ndim == 3 and column.pictures.dtype != bool
         for row, axis in enumerate(axis_column):
@@ -111,7 +113,6 @@ def draw(columns: Sequence[Column], heading: str, file: Path) -> None:
                 axis.set_xlabel(column.captions[row])
         axis_column[0].set_title(column.title)
     figure.suptitle(heading)
-    figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)

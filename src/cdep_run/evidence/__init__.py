@@ -46,6 +46,7 @@ def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
     report = {
         "split": options.split,
         "limit": options.limit,
+        "avoid": options.avoid is not None,
         "seed": options.seed,
         "resamples": options.resamples,
         "relu": options.relu,
@@ -56,7 +57,7 @@ def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
     rows = pd.DataFrame(found.rows, columns=COLUMNS)
     write_atomic(out / "evidence.csv", rows.to_csv(index=False).encode())
     write_atomic(out / "evidence.md", markdown(report).encode())
-    figure(found, order, out / "evidence.png")
+    figure(found, order, options.examples, out / "evidence.png")
     write_json(out / "evidence.json", report)
     return report
 

@@ -95,7 +95,7 @@ def with_and_without(split: TensorSplit) -> tuple[list[int], list[int]]:
     return patched, sorted({*range(len(split))} - {*patched})
 
 
-def spread(places: list[int], limit: int | None) -> list[int]:
+def spread(places: list[Any], limit: int | None) -> list[Any]:
     """At most `limit` of them, evenly spread."""
     count = len(places) if limit is None else min(limit, len(places))
     return [places[i * len(places) // count] for i in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cdep_run.evidence.measure import MEASURES, Found, Options
+from cdep_run.evidence.measure import MEASURES, Found, Options, spread
 from cdep_run.metrics import CONFIDENCE
 from cdep_run.plots import Column, draw
 from cdep_run.pool import table
@@ -101,9 +102,10 @@ def number(value: float | None, interval: list[float] | None) -> str:
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def figure(found: Found, order: list[str], file: Path) -> None:
+def figure(found: Found, order: list[str], examples: int, file: Path) -> None:
     """Image, patch and Grad-CAM of each setting, as Figure 3 of Rieger et al. 2019."""
     names = [n for n in found.images if all((setting, n) in found.pictures for setting in order)]
+    names = spread(names, examples)
     if not names:
         return
     columns = [
@@ -112,6 +114,6 @@ def figure(found: Found, order: list[str], file: Path) -> None:
     ]
     for setting in order:
         pictures = [found.pictures[setting, name] for name in names]
-        title = setting.replace(", ", "\n")
+        title = re.sub(", |=", "\n", setting.replace("dataset.", ""))
         columns.append(Column(title, np.stack([p for p, _ in pictures]), [c for _, c in pictures]))
     draw(columns, "Grad-CAM of the true class", file)
