@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,23 @@ Corner = tuple[int, int]
 
 Rectangle = tuple[int, int, int, int]
 """Top, left, height, width; may reach beyond the plane, where everything is zero."""
+
+
+class _Unsaved:
+    """Stands in for the context of a function whose backward pass nobody will ask for."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Nothing is kept."""
+
+
+def run(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`; without gradients its forward alone.
+
+    The way through autograd takes as long as the work itself where the tensors are small.
+    """
+    return (
+        function.apply(*args) if torch.is_grad_enabled() else function.forward(_Unsaved(), *args)
+    )
 
 
 def _overlay(target: Tensor, source: Tensor, offset: Corner, add: bool = False) -> None:
@@ -189,7 +207,7 @@ class Windows:
         if placed is None:
             return None
         inside = cut(mask.expand(len(x), *mask.shape[1:]), *placed)
-        return cls(_Read.apply(x, *placed) * inside, placed[0], size)
+        return cls(run(_Read, x, *placed) * inside, placed[0], size)
 
     def apply(self, fn: Total, part: Relevant) -> Windows:
         """The windows after an elementwise op, as in `Pair.apply`; their `total` is known."""
@@ -213,7 +231,7 @@ class Windows:
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
-        return _Put.apply(self.settled.values, self.corners, self.size)
+        return run(_Put, self.settled.values, self.corners, self.size)
 
     def read(self, rectangles: Sequence[Rectangle]) -> Tensor:
         """One rectangle of the plane for each window, `[P·N, C, height, width]`.
@@ -224,7 +242,7 @@ class Windows:
             (top - r, left - c)
             for (top, left), (r, c, *_) in zip(self.corners, rectangles, strict=True)
         ]
-        return _Move.apply(self.values, offsets, rectangles[0][2:])
+        return run(_Move, self.values, offsets, rectangles[0][2:])
 
 
 def pad(windows: Windows, left: int, right: int, top: int, bottom: int) -> Windows:
@@ -264,7 +282,7 @@ def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Iterator[Tensor
     """The parts, the windows among them with what the total `x` `[N, C, H, W]` holds there."""
     unread = [part for part in parts if isinstance(part, Windows) and part.total is None]
     places = [(part.corners, part.values.shape[-2:]) for part in unread]
-    cuts = iter(_Inside.apply(x, places) if unread else ())
+    cuts = iter(run(_Inside, x, places) if unread else ())
     for part in parts:
         if isinstance(part, Windows) and part.total is None:
             part = replace(part, total=next(cuts))
@@ -517,7 +535,7 @@ def adjoint(
         starts = [(rows[0], columns[0]) for rows, columns in spans]
         seen = (geometry.seen(0, height), geometry.seen(1, width))
         kernel = weight.to(after.dtype).flatten(1).t()
-        taps = kernel @ _Read.apply(after, starts, (height, width)).flatten(2)
+        taps = kernel @ run(_Read, after, starts, (height, width)).flatten(2)
         values = F.fold(taps, seen, geometry.kernel, geometry.dilation, 0, geometry.stride)
         firsts = tuple(geometry.first_input(start) for start in starts)
         around = Windows(values, firsts, (size[0], size[1]))

@@ -144,7 +144,7 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
     def part(rel: Tensor, before: Tensor, _: Tensor) -> Tensor:
         if not shared:
             return rel.clone() if scale is None else rel * scale
-        return BiasShare.apply(rel, before, bias, scale)
+        return windows.run(BiasShare, rel, before, bias, scale)
 
     return pair.apply(lambda t: _affine(t, scale, constant), part).fresh()
 

@@ -41,7 +41,7 @@ def batch_norm(
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
-    constant = -mean * scale if bias is None else bias - mean * scale
+    constant = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
     return share_bias(x, constant, scale)
