@@ -31,12 +31,13 @@ reproduce-tables: .venv/installed
 		$(if $(DATA),data_dir=$(DATA)) $(ARGS)
 
 # make table1 DATA=folder: ISIC in five folds without a penalty and under CDEP, pooled, and where the
-# nets look, into outputs/table1. All runs are trained here, as records alone hold no weights.
+# nets look, into outputs/table1; AVOID=folder with lesion masks that stickers spare. All runs are
+# trained here, as records alone hold no weights.
 table1: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite0,evidence]'
 	$(BIN)/cdep-run -m +sweep=table1 'hydra.sweeper.reuse=[]' $(if $(DATA),data_dir=$(DATA)) $(ARGS)
 	$(BIN)/python -m cdep_run.pool outputs/sweeps/table1 --out outputs/table1
-	$(BIN)/python -m cdep_run.evidence outputs/sweeps/table1 --out outputs/table1
+	$(BIN)/python -m cdep_run.evidence outputs/sweeps/table1 --out outputs/table1 $(if $(AVOID),--avoid $(AVOID))
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -rs tests/test_gpu.py

@@ -114,6 +114,6 @@ def figure(found: Found, order: list[str], examples: int, file: Path) -> None:
     ]
     for setting in order:
         pictures = [found.pictures[setting, name] for name in names]
-        title = re.sub(", |=", "\n", setting.replace("dataset.", ""))
+        title = re.sub(r", |(?<=\w)=", "\n", setting.replace("dataset.", ""))
         columns.append(Column(title, np.stack([p for p, _ in pictures]), [c for _, c in pictures]))
     draw(columns, "Grad-CAM of the true class", file)
