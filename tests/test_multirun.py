@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cdep_run import sweep
 from cdep_run.config import sweep_folder
 from cdep_run.files import alone_in
 from cdep_run.manifest import Entry, format_table, seconds_left
@@ -142,6 +143,19 @@ def test_finished_runs_elsewhere_are_skipped_if_settings_data_and_code_agree(
     assert manifest(tmp_path / "version")["jobs"][0]["record"] == "published/0.json"
     inside(*STUDY, *options, "hydra.sweep.dir=any", "hydra.sweeper.same_code=any", cwd=tmp_path)
     assert states(tmp_path / "any") == ["skipped", "skipped", "pending"]
+
+
+def test_by_commit_no_run_of_changed_code_counts_as_done_not_even_in_its_own_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": "a" * 40, "changed": True})
+    folders = []
+    for _ in range(2):
+        done = inside(*SWEEP, "hydra.sweeper.same_code=commit", cwd=tmp_path)
+        assert done.returncode == 0 and "nothing counts as done" in done.stdout
+        assert "training on cpu" in done.stderr
+        folders.append(manifest(tmp_path / "sweep")["jobs"][0]["folder"])
+    assert folders[0] != folders[1]
 
 
 def ends_at_step_10(penalty: str) -> tuple[str, ...]:

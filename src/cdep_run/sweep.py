@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,8 +87,10 @@ class Sweep:
         self.took = {entry.folder: entry.seconds for entry in before.jobs} if before else {}
         same_code = self.options["same_code"]
         self.code = code_key(same_code, {"cdep-run": version("cdep-run")}, git_state())
+        self.place = self.code
         if self.code is None:
             log.warning("same_code=commit, but the code is of no commit: nothing counts as done")
+            self.place = f"of no commit, {time.time_ns()}"  # meets no older folder
         folders = [Path(folder) for folder in self.options["reuse"] if Path(folder).exists()]
         found = records([*folders, self.manifest.folder], [])
         self.finished = Finished(found, same_code, self.code)
@@ -173,7 +176,7 @@ class Sweep:
         if job.problem:
             entry.state, entry.error = "failed", job.problem
         elif job.record is None or sweep in job.record.parents:
-            entry.folder = job.folder(str(self.code))
+            entry.folder = job.folder(str(self.place))
             if job.record is not None:
                 entry.folder = str(job.record.parent.relative_to(sweep))
             entry.seconds = self.took.get(entry.folder, 0.0)
