@@ -90,6 +90,14 @@ def test_ratios_are_of_the_same_images_and_an_undefined_map_is_left_out() -> Non
     assert summary["none"]["pasted_relative"]["mean"] == pytest.approx(-3)
 
 
+def test_an_image_that_two_folds_judge_counts_once_with_their_mean() -> None:
+    found = Found()
+    found.add("none", ["a", "b"], "area", torch.tensor([0.2, 0.6]))
+    found.add("none", ["a"], "area", torch.tensor([0.4]))
+    area = summarise(found, ["none"], Options(resamples=20))["none"]["area"]
+    assert area["images"] == 2 and area["mean"] == pytest.approx(0.45)
+
+
 def test_a_sticker_is_the_same_for_every_net_and_spares_what_it_is_told_to(tmp_path: Path) -> None:
     image = np.full((64, 64, 3), 200, dtype=np.uint8)
     first, again = (paste(image, "x", Options(seed=1)) for _ in range(2))

@@ -26,13 +26,16 @@ ROWS = MEASURES | {"pasted_relative": "… in standard deviations"}
 def summarise(found: Found, order: list[str], options: Options) -> dict[str, dict[str, Any]]:
     """Means over images by setting and measure, each compared with the first setting's.
 
+    An image that several runs of a setting judge, as folds share validation images, counts once,
+    with the mean of what they say.
+
     Returns:
         `images` (how many have a value), `mean` and `interval`; and, of the images that the first
         setting has, too, `ratio` of the means and `ratio_interval`.
     """
     frame = pd.DataFrame(found.rows, columns=COLUMNS)
     wide = {
-        str(measure): rows.pivot(index="id", columns="setting", values="value")
+        str(measure): rows.groupby(["id", "setting"])["value"].mean().unstack("setting")
         for measure, rows in frame.groupby("measure")
     }
     if "pasted" in wide:
