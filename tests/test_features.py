@@ -124,6 +124,22 @@ def test_other_weights_other_rules_and_another_precision_have_rows_of_their_own(
     assert 0 < (rough - fine).abs().max() < 0.1
 
 
+def test_other_code_of_the_trunk_has_rows_of_its_own(folder, passed, monkeypatch, tmp_path):
+    bunch = bunch_of(folder)
+    from_cache(bunch, net(), None)
+    (tmp_path / "other.py").write_text("# another forward")
+    monkeypatch.setattr(features.lite0, "__file__", str(tmp_path / "other.py"))
+    passed.clear()
+    from_cache(bunch, net(), None)
+    assert sum(passed[1:]) == 48
+
+
+def test_without_rules_no_relevant_part_is_taken_from_runs_that_had_some(folder):
+    bunch = bunch_of(folder)
+    assert both(bunch, from_cache(bunch, net(), {}))[1].groups is not None
+    assert both(bunch, from_cache(bunch, net(), None))[1].groups is None
+
+
 def test_a_killed_run_goes_on_where_it_stopped(folder, passed, monkeypatch):
     add, calls = Rows.add, []
 

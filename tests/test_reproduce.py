@@ -14,6 +14,7 @@ import pytest
 
 from cdep_run import reproduce
 from cdep_run.config import config_dir
+from cdep_run.manifest import Entry, Manifest
 from running import TESTS, inside
 
 SWEEPS = sorted(file.stem for file in (config_dir() / "sweep").glob("*.yaml"))
@@ -94,10 +95,16 @@ def test_an_override_may_be_for_one_sweep(
     assert "tabel4:seed=0: no sweep tabel4; there are table1, table2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("older", [False, True])
 def test_a_sweep_that_does_not_compose_ends_it_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce, "SWEEPS", ("runtime",))
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=called))
+    if older:  # a failure that an earlier session noted is no reason to leave the sweep out
+        folder = tmp_path / reproduce.Part("runtime", ["no.such.key=1"], 1).folder
+        folder.mkdir(parents=True)
+        job = Entry("none", "decoy_mnist", "none", ["seed=0"], state="failed", error="no network")
+        Manifest(folder, [], str(tmp_path), [], jobs=[job]).write()
     code = run(tmp_path, monkeypatch, "runtime:no.such.key=1")
     assert isinstance(code, str) and code.startswith("reproduce-tables: error: runtime cannot be ")

@@ -20,8 +20,11 @@ from tqdm import tqdm
 from cdep_run import cd
 from cdep_run.batch import Batch, Groups
 from cdep_run.cd import decompose
+from cdep_run.datasets import isic
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.datasets.isic import ImageSplit
+from cdep_run.isic_prep import images
+from cdep_run.models import frozen, lite0
 from cdep_run.models.frozen import FrozenTrunk
 from cdep_run.rows import RowError, Rows
 
@@ -81,8 +84,8 @@ def from_cache(
     """`bunch` with the features of its images in place of these; what is missing is computed first.
 
     Another process that computes the same waits for this one. The folder below `bunch.cache_dir`
-    is named by weights and layers of the trunk, precision and size of the images; in it a row is
-    found by what image and mask hold, and the relevant part by CD's code and rules, too.
+    is named by weights, layers and code of the trunk, precision and size of the images; in it a row
+    is found by what image and mask hold, and the relevant part by CD's code and rules, too.
 
     Args:
         bunch: of `ImageSplit`s, with a `cache_dir`.
@@ -222,7 +225,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _trunk_key(model: FrozenTrunk, input_shape: Sequence[int], precision: str) -> str:
+    """Of weights and layers, and of the code that reads images and runs them through the trunk."""
     digest = hashlib.sha256(f"{model.trunk}\n{tuple(input_shape)}\n{precision}".encode())
+    for module in (isic, images, frozen, lite0):
+        digest.update(Path(str(module.__file__)).read_bytes())
     for name, tensor in model.trunk.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
@@ -231,7 +237,7 @@ def _trunk_key(model: FrozenTrunk, input_shape: Sequence[int], precision: str) -
 
 def _engine_key(rules: Mapping[str, str] | None) -> str:
     """Of the code of CD and the variants of its rules: another engine, another relevant part."""
-    digest = hashlib.sha256(repr(sorted((rules or {}).items())).encode())
+    digest = hashlib.sha256(repr(None if rules is None else sorted(rules.items())).encode())
     for path in sorted(Path(cd.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

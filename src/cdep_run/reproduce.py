@@ -19,7 +19,7 @@ from typing import IO
 
 from cdep_run.config import sweep_folder
 from cdep_run.errors import CdepError, ConfigError
-from cdep_run.manifest import DONE, Entry, Manifest, progress
+from cdep_run.manifest import DONE, MANIFEST, Entry, Manifest, progress
 from cdep_run.tables.spec import names
 
 SWEEPS = ("table1", "table2", "table3", "table4", "figure_s5", "runtime")
@@ -68,6 +68,11 @@ class Part:
         manifest = Manifest.load(self.folder)
         jobs = manifest.jobs if manifest else []
         self.jobs = [job for job in jobs if " ".join(job.overrides) not in self.absent]
+
+    def planned(self) -> int | None:
+        """When its manifest was written, in ns; None where there is none."""
+        file = self.folder / MANIFEST
+        return file.stat().st_mtime_ns if file.exists() else None
 
     def todo(self) -> list[Entry]:
         """The jobs that are not done."""
@@ -142,7 +147,7 @@ def plan(part: Part, log: IO[bytes]) -> None:
     Raises:
         CdepError: it cannot be planned at all.
     """
-    start = log.seek(0, 2)
+    start, before = log.seek(0, 2), part.planned()
     code = subprocess.run(
         part.command("hydra.sweeper.plan_only=true"), stdout=log, stderr=log
     ).returncode
@@ -151,7 +156,7 @@ def plan(part: Part, log: IO[bytes]) -> None:
     for job in part.jobs:
         if job.state == "failed":
             reasons[job.error or ""].append(job)
-    if code and not reasons:
+    if code and (not reasons or part.planned() == before):  # what the manifest says is old
         said = Path(log.name).read_bytes()[start:].decode(errors="replace").strip().splitlines()
         errors = [line for line in said if "rror: " in line] or said[:1]
         reason = errors[-1] if errors else f"exit code {code}"
