@@ -104,6 +104,10 @@ def test_each_arm_has_its_grid_none_is_one_run_a_seed_and_stage_two_uses_the_cho
     ]
     for job in manifest(sweep)["jobs"]:
         assert json.loads((tmp_path / job["record"]).read_text())["config"]["seed"] in range(3)
+    # One run of the grid is gone: its λ is to be chosen anew, so no other seed counts as done.
+    (tmp_path / manifest(sweep)["jobs"][4]["record"]).unlink()
+    inside(*STUDY, "hydra.sweeper.plan_only=true", cwd=tmp_path)
+    assert states(sweep) == [*["completed"] * 4, "interrupted", *["completed"] * 3, *["pending"] * 2]
 
 
 def test_the_command_line_picks_arms_and_overrides_all_jobs(tmp_path: Path) -> None:

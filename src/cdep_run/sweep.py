@@ -136,9 +136,7 @@ class Sweep:
         if later and all(job is jobs[0] for job in jobs):  # no penalty: every λ is the same job
             self.add_jobs(curve, curve.grid(curve.strengths[:1], later))
             return
-        waiting = [self.entry(jobs[0], [*curve.overrides, CHOSEN, seed]) for seed in later]
-        for entry in waiting:
-            entry.folder = None
+        waiting = [bare_entry(jobs[0], [*curve.overrides, CHOSEN, seed]) for seed in later]
         if later:
             self.grids.append(Grid(curve, jobs, later, waiting))
 
@@ -169,13 +167,11 @@ class Sweep:
         return self.data[key]
 
     def entry(self, job: Job, overrides: list[str]) -> Entry:
-        """The line of a job in the manifest."""
-        sweep = self.manifest.folder
-        names = job.config["dataset"]["name"], job.config["penalty"]["name"]
-        entry = Entry(job.curve.arm, *names, overrides)
+        """The line of a job in the manifest, as it stands."""
+        sweep, entry = self.manifest.folder, bare_entry(job, overrides)
         if job.problem:
-            entry.state, entry.error = "failed", job.problem
-        elif job.record is None or sweep in job.record.parents:
+            return entry
+        if job.record is None or sweep in job.record.parents:
             entry.folder = job.folder(str(self.place))
             if job.record is not None:
                 entry.folder = str(job.record.parent.relative_to(sweep))
@@ -289,6 +285,15 @@ class Sweep:
             ended.set()
             thread.join()
             look(0)
+
+
+def bare_entry(job: Job, overrides: list[str]) -> Entry:
+    """The line of a job that nothing is known of but its settings and what its data lack."""
+    names = job.config["dataset"]["name"], job.config["penalty"]["name"]
+    entry = Entry(job.curve.arm, *names, overrides)
+    if job.problem:
+        entry.state, entry.error = "failed", job.problem
+    return entry
 
 
 def sweep_manifest(folder: Path, arguments: list[str], parallel: int) -> Manifest:
