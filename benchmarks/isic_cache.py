@@ -7,31 +7,38 @@
 
 Images and weights are random. `relevant`: processor time of CD through the trunk, less that of the
 plain features, which come with it, as a ratio to the latter; a sticker in a corner, one image at a
-time. `step`: a training step of the head from features, CDEP to none, a fifth of the images with a
-sticker. `memory`: highest resident memory after each quarter of so many images, all of them the
-same picture under different names; "wide" makes as many features as VGG16 does at no cost.
+time. `step`: processor time of a training step of the head as the loop takes it, from files of
+features, CDEP to none by the defaults of `dataset=isic`, a fifth of the images with a sticker.
+`memory`: highest resident memory after each quarter of so many images, all of them the same picture
+under different names; "wide" makes as many features as VGG16 does at no cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from PIL import Image
-from step import seconds, trainer
+from step import trainer
 from torch import nn
+from tqdm import tqdm
 
-from cdep_run.batch import Batch, Groups
 from cdep_run.cd import decompose
+from cdep_run.config import Training
+from cdep_run.datasets.base import Bunch
 from cdep_run.datasets.isic import ImageSplit
-from cdep_run.features import Cache
+from cdep_run.features import Cache, FeatureSplit, pair_keys
+from cdep_run.loop import Progress, Trainer
 from cdep_run.models.frozen import FrozenTrunk, frozen_trunk
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.none import NoPenalty
@@ -73,21 +80,58 @@ def relevant(name: str, size: int, rounds: int) -> None:
             print(f"{name}, sticker on {share:.0%} of the image, {rule}: {ratio:.2f}", flush=True)
 
 
-def step(name: str, size: int, rounds: int) -> None:
-    """Print the time of a step from features, batch 32, SGD with momentum."""
+def step(name: str, size: int, rounds: int, count: int) -> None:
+    """Print the processor time of a step, mean over epochs of `count` images that alternate."""
     model = built(name, size)
-    there = torch.arange(32) % 5 == 0
-    part = torch.rand(32, 1, model.features) * there[:, None, None]
-    groups = Groups(there[:, None, None], annotated=there, relevant=part)
-    batch = Batch(torch.rand(32, model.features), torch.arange(32) % 2, groups)
-    runs = [trainer(model, penalty) for penalty in (NoPenalty(), CDEP("centred", "symmetric"))]
-    optimizer = torch.optim.SGD(model.head.parameters(), 1e-6, momentum=0.9)
-    for run in runs:
-        run.optimizer = optimizer
-    times = [[seconds(run, batch, 1) for run in runs] for _ in range(rounds + 3)][3:]
-    none, cdep = (1000 * statistics.median(pair[k] for pair in times) for k in (0, 1))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        split = ImageSplit(table(folder, count, 5), size)
+        features, relevant, no_rows = (
+            Rows(folder / part, model.features, write=True) for part in ("all", "relevant", "none")
+        )
+        features.add(split.image_keys, torch.rand(count, model.features))
+        keys = [key for key, there in zip(pair_keys(split), split.patched, strict=True) if there]
+        relevant.add(keys, torch.rand(len(keys), model.features))
+        runs = [
+            head_trainer(model, NoPenalty(), FeatureSplit(split, features, no_rows)),
+            head_trainer(model, CDEP("centred", "last"), FeatureSplit(split, features, relevant)),
+        ]
+        times = [[clock(partial(epoch, run)) for run in runs] for _ in range(rounds + 1)][1:]
+    steps = math.ceil(count / 32)
+    none, cdep = (1000 / steps * statistics.median(pair[k] for pair in times) for k in (0, 1))
     ratio = statistics.median(pair[1] / pair[0] for pair in times)
-    print(f"{name}: none {none:.1f} ms/step, CDEP {cdep:.1f}, ratio {ratio:.2f}")
+    print(f"{name}: none {none:.2f} ms/step, CDEP {cdep:.2f}, ratio {ratio:.2f}")
+
+
+def head_trainer(model: FrozenTrunk, penalty: Any, split: FeatureSplit) -> Trainer:
+    """The loop around one variant, batch 32, Adam, that writes nothing."""
+    run = trainer(model, penalty)
+    run.optimizer = torch.optim.Adam(model.head.parameters())
+    run.bunch = Bunch("isic", {"train": split}, 2, (model.features,), "train", "")
+    run.training = Training(batch_size=32, epochs=1, check_every=50, checkpoint_seconds=300)
+    return run
+
+
+def epoch(run: Trainer) -> None:
+    """The first epoch, with the weights as they are."""
+    run.progress = Progress()
+    run.train_epoch(tqdm(disable=True))
+
+
+def table(folder: Path, count: int, every: int) -> pd.DataFrame:
+    """So many images under names of their own, of which every `every`th has a sticker."""
+    rows = [
+        {
+            "isic_id": f"ISIC_{n:07d}",
+            "path": folder / "image.jpg",
+            "mask_path": None if n % every else folder / "mask.png",
+            "image_key": f"{n:064d}",
+            "mask_key": "" if n % every else f"{n:064d}",
+            "label": n % 2,
+        }
+        for n in range(count)
+    ]
+    return pd.DataFrame(rows)
 
 
 def memory(name: str, size: int, count: int) -> None:
@@ -99,21 +143,11 @@ def memory(name: str, size: int, count: int) -> None:
         mask = Image.new("1", (size, size))
         mask.paste(1, (0, 0, size // 3, size // 3))
         mask.save(folder / "mask.png")
-        rows = [
-            {
-                "isic_id": f"ISIC_{n:07d}",
-                "path": folder / "image.jpg",
-                "mask_path": None if n % 2 else folder / "mask.png",
-                "image_key": f"{n:064d}",
-                "mask_key": "" if n % 2 else f"{n:064d}",
-                "label": n % 2,
-            }
-            for n in range(count)
-        ]
+        images = table(folder, count, 2)
         files = (Rows(folder / part, model.features, write=True) for part in ("all", "relevant"))
         cache = Cache(model, RULES, "float32", *files)
         for quarter in range(1, 5):
-            cache.complete([ImageSplit(pd.DataFrame(rows[: quarter * count // 4]), size)])
+            cache.complete([ImageSplit(images[: quarter * count // 4], size)])
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
             print(f"{name}, {quarter * count // 4} images: {peak:.2f} GB", flush=True)
 
@@ -125,13 +159,15 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet_lite0", help="vgg16, or another")
     parser.add_argument("--size", type=int, default=299)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=1000, help="of images, for memory")
+    parser.add_argument("--count", type=int, default=512, help="of images, for memory and step")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.what == "memory":
         memory(chosen.model, chosen.size, chosen.count)
+    elif chosen.what == "step":
+        step(chosen.model, chosen.size, chosen.rounds, chosen.count)
     else:
-        {"relevant": relevant, "step": step}[chosen.what](chosen.model, chosen.size, chosen.rounds)
+        relevant(chosen.model, chosen.size, chosen.rounds)
 
 
 if __name__ == "__main__":

@@ -284,10 +284,38 @@ def test_a_run_from_the_cache_ends_as_one_on_images(folder):
     assert (folder / "cache").is_dir()
 
 
-@pytest.mark.parametrize("penalty", ["rrr", "eg"])
-def test_penalties_on_pixels_train_on_images(folder, penalty):
-    assert run(folder, f"penalty={penalty}", "training.epochs=1")["metrics"]["train"]["penalty"] > 0
+def test_rrr_gets_the_images_with_a_sticker_beside_the_features_of_all(folder):
+    bunch, model, penalty = bunch_of(folder), net().eval(), RRR()
+    found = []
+    for batch in both(bunch, from_cache(bunch, model, None, images=True)):
+        logits, value = penalty(model, batch)
+        found.append([logits, value, *torch.autograd.grad(value, [*model.head.parameters()])])
+    for wanted, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
+    assert found[0][1] > 0
+    assert batch.inputs.dim() == 2
+    assert len(batch.images.inputs) == bunch.splits["train"].patched.sum() < len(batch.inputs)
+
+
+def test_a_batch_without_stickers_has_no_penalty_under_rrr(folder):
+    bunch, model = bunch_of(folder), net()
+    split = from_cache(bunch, model, None, images=True).splits["train"]
+    logits, value = RRR()(model, split.batch((~split.patched).nonzero()[:4, 0]))
+    (logits.sum() + value).backward(inputs=[*model.head.parameters()])
+    assert logits.shape == (4, 2)
+    assert value == 0
+
+
+@pytest.mark.parametrize("penalty", ["eg", "rrr penalty.form=code"])
+def test_penalties_on_all_pixels_train_on_images(folder, penalty):
+    result = run(folder, *f"penalty={penalty}".split(), "training.epochs=1")
+    assert result["metrics"]["train"]["penalty"] > 0
     assert not (folder / "cache").exists()
+
+
+def test_rrr_trains_from_the_cache(folder):
+    assert run(folder, "penalty=rrr", "training.epochs=1")["metrics"]["train"]["penalty"] > 0
+    assert (folder / "cache").is_dir()
 
 
 def test_layers_of_the_trunk_are_trained_on_images(folder):

@@ -37,11 +37,16 @@ class Groups:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's examples: `inputs` `[N, ...]`, `labels` int64 `[N]`, and `groups` if known."""
+    """One step's examples: `inputs` `[N, ...]`, `labels` int64 `[N]`, and `groups` if known.
+
+    `images`: where the inputs are features that a frozen trunk made, and the penalty asks for what
+    they were made of: the annotated examples' images (perhaps none), their labels and groups.
+    """
 
     inputs: Tensor
     labels: Tensor
     groups: Groups | None = None
+    images: Batch | None = None
 
 
 def fit_mask(inputs: Tensor, mask: Tensor) -> Tensor:

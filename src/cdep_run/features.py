@@ -43,15 +43,19 @@ class FeatureSplit(TensorSplit):
         split: the images.
         features, relevant: the rows, by what images hold and by what image and mask hold; without
             any relevant part the batches know no groups.
+        images: whether the batches hold the images with a sticker, too.
     """
 
-    def __init__(self, split: ImageSplit, features: Rows, relevant: Rows) -> None:
+    def __init__(
+        self, split: ImageSplit, features: Rows, relevant: Rows, images: bool = False
+    ) -> None:
         super().__init__(features.tensor(), split.labels)
         self.ids, self.patched = split.ids, split.patched
+        self.images = split if images else None
         self.rows = torch.tensor([features.index[key] for key in split.image_keys])
         self.relevant = relevant.tensor()
         self.knows_groups = split.knows_groups and bool(relevant.count)
-        pairs = zip(_pair_keys(split), self.patched.tolist(), strict=True)
+        pairs = zip(pair_keys(split), self.patched.tolist(), strict=True)
         self.relevant_rows = torch.tensor([relevant.index.get(k, 0) if p else 0 for k, p in pairs])
 
     def batch(self, index: Tensor) -> Batch:
@@ -63,7 +67,8 @@ class FeatureSplit(TensorSplit):
             relevant = torch.zeros_like(inputs)
             relevant[there] = self.relevant[self.relevant_rows[index[there]]]
             groups = Groups(there[:, None, None], annotated=there, relevant=relevant[:, None])
-        return Batch(inputs, self.labels[index], groups)
+        images = self.images.batch(index[self.patched[index]]) if self.images else None
+        return Batch(inputs, self.labels[index], groups, images)
 
     def to(self, device: torch.device | str) -> TensorSplit:
         """A copy with its own rows on `device`; on the CPU they stay in the file."""
@@ -79,7 +84,11 @@ class FeatureSplit(TensorSplit):
 
 
 def from_cache(
-    bunch: Bunch, model: FrozenTrunk, rules: Mapping[str, str] | None, precision: str = "float32"
+    bunch: Bunch,
+    model: FrozenTrunk,
+    rules: Mapping[str, str] | None,
+    precision: str = "float32",
+    images: bool = False,
 ) -> Bunch:
     """`bunch` with the features of its images in place of these; what is missing is computed first.
 
@@ -92,6 +101,7 @@ def from_cache(
         model: its trunk frozen, on the device that is to compute.
         rules: of CD, as in `decompose`; None: the relevant parts are not wanted.
         precision: "float32", or "bf16": autocast.
+        images: whether training batches hold the images with a sticker, too.
 
     Returns:
         The same splits as `FeatureSplit`s, on the model's device.
@@ -109,7 +119,10 @@ def from_cache(
         relevant = Rows(folder / f"relevant-{_engine_key(rules)}", model.features, write=True)
         cache = Cache(model, rules, precision, features, relevant)
         cache.complete(splits.values())
-    made = {name: FeatureSplit(split, features, relevant) for name, split in splits.items()}
+    made = {
+        name: FeatureSplit(split, features, relevant, images and name == "train")
+        for name, split in splits.items()
+    }
     result = replace(bunch, splits={**made}, input_shape=(model.features,))
     return result.to(cache.device)
 
@@ -153,7 +166,7 @@ class Cache:
     def missing(self, split: ImageSplit) -> tuple[list[int], list[int]]:
         """Places of images that lack features alone, and of those that lack the relevant part."""
         plain, masked = [], []
-        keys = zip(split.image_keys, _pair_keys(split), split.patched.tolist(), strict=True)
+        keys = zip(split.image_keys, pair_keys(split), split.patched.tolist(), strict=True)
         for place, (image, pair, patched) in enumerate(keys):
             if self.rules is not None and patched and pair not in self.relevant.index:
                 masked.append(place)
@@ -172,7 +185,7 @@ class Cache:
 
     def add_both(self, split: ImageSplit, places: list[int]) -> None:
         """Relevant parts of images with a sticker, and the features, which come with them."""
-        pairs = _pair_keys(split)
+        pairs = pair_keys(split)
         places = _new(places, pairs, self.relevant)
         if not places:
             return
@@ -208,7 +221,8 @@ def _check_space(rows: Rows, count: int) -> None:
         )
 
 
-def _pair_keys(split: ImageSplit) -> list[str]:
+def pair_keys(split: ImageSplit) -> list[str]:
+    """Names of the relevant parts: what image and mask hold."""
     return [f"{i}:{m}" for i, m in zip(split.image_keys, split.mask_keys, strict=True)]
 
 

@@ -326,8 +326,9 @@ def ready(config: dict[str, Any], bunch: Bunch, model: nn.Module, penalty: Any) 
     ):
         from cdep_run.features import from_cache
 
-        rules = None if off else getattr(penalty, "rules", {})
-        return from_cache(bunch, model, rules, config["precision"])
+        rules = None if off else getattr(penalty, "rules", None)
+        images = not off and rules is None and penalty.needs_groups
+        return from_cache(bunch, model, rules, config["precision"], images)
     for split in bunch.splits.values():
         split.check()
     return bunch

@@ -35,9 +35,7 @@ def run(function: type[torch.autograd.Function], *args: Any) -> Any:
 
     The way through autograd takes as long as the work itself where the tensors are small.
     """
-    return (
-        function.apply(*args) if torch.is_grad_enabled() else function.forward(_Unsaved(), *args)
-    )
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(_Unsaved(), *args)
 
 
 def _overlay(target: Tensor, source: Tensor, offset: Corner, add: bool = False) -> None:

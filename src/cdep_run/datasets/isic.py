@@ -64,8 +64,10 @@ class ImageSplit(TensorSplit):
     def batch(self, index: Tensor) -> Batch:
         """Images in [−1, 1] `[n, 3, size, size]`, and where the sticker is."""
         places = index.tolist()
-        with ThreadPoolExecutor(min(len(places), torch.get_num_threads())) as pool:
-            pixels = torch.from_numpy(np.stack(list(pool.map(self.pixels, places))))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            decoded = list(pool.map(self.pixels, places))
+        shape = (len(places), self.size, self.size, 3)
+        pixels = torch.from_numpy(np.array(decoded, np.uint8).reshape(shape))
         device = self.labels.device
         inputs = pixels.to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         groups = self.groups(places) if self.knows_groups else None

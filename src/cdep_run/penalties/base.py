@@ -13,7 +13,11 @@ class PenaltyError(CdepError):
 
 
 def works_on_features(penalty: object) -> bool:
-    """Whether a penalty may be computed from features and their relevant part, without pixels."""
+    """Whether a penalty takes features of a frozen trunk for inputs.
+
+    If it has `rules`, of CD, it gets the relevant part of the features; otherwise, if it needs
+    groups, the images of the annotated examples.
+    """
     return getattr(penalty, "works_on_features", False)
 
 
@@ -30,7 +34,7 @@ def groups_of(batch: Batch, penalty: object) -> Groups:
             f"{type(penalty).__name__} needs to know which features must not matter, but the data "
             "set gives no groups; choose a data set with annotation, or penalty=none"
         )
-    if batch.groups.relevant is not None and not works_on_features(penalty):
+    if batch.groups.relevant is not None and not hasattr(penalty, "rules"):
         raise PenaltyError(
             f"{type(penalty).__name__} needs the images themselves, and the inputs are features "
             "that a frozen trunk made of them; train with dataset.cache=false"

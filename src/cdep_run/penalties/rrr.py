@@ -17,7 +17,8 @@ class RRR:
     """(A ⊙ ∂/∂x Σ_c log p_c)², summed over features and groups, mean over annotated examples.
 
     Args:
-        form: "paper" as above; "code", the published CDEP code's variant: the gradient of the
+        form: "paper" as above, of the annotated examples alone where the others are features of a
+            frozen trunk; "code", the published CDEP code's variant: the gradient of the
             batch-mean negative log-likelihood, summed over channels before it is squared, and
             summed over examples. Its value shrinks as 1/N.
 
@@ -31,9 +32,12 @@ class RRR:
         if form not in ("paper", "code"):
             raise PenaltyError(f"penalty.form is {form!r}; choose one of paper, code")
         self.form = form
+        self.works_on_features = form == "paper"  # the other one's value shrinks with the batch
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in (nats per input unit)², λ not applied."""
+        if batch.images is not None:
+            return model(batch.inputs), self(model, batch.images)[1]
         groups = groups_of(batch, self)
 
         def score(logits: Tensor) -> Tensor:
