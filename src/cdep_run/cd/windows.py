@@ -368,43 +368,65 @@ def _readings(
 
 
 MATRIX_SIZE = 1 << 12
-"""One window no larger than the kernel is convolved by a matrix product, unless the matrix has more
+"""Windows no larger than the kernel are convolved by a matrix product, unless the matrix has more
 than so many entries for each example: then it takes longer to write down than to convolve."""
 
 
 def _multiply(
-    values: Tensor, weight: Tensor, offset: Corner, size: tuple[int, int], geometry: _Geometry
+    values: Tensor,
+    weight: Tensor,
+    offsets: tuple[Corner, ...],
+    size: tuple[int, int],
+    geometry: _Geometry,
 ) -> Tensor:
-    """Convolution of one window as the matrix product that it is: a small one is sooner done.
+    """Convolution of windows as the matrix product that it is: small ones are sooner done.
 
     Args:
-        values: `[N, Cin, h, w]`.
+        values: `[P·N, Cin, h, w]`.
         weight: `[Cout, Cin, kh, kw]`.
-        offset: row and column of the window, from the first input that the first output sees.
-        size: height and width of the output.
+        offsets: row and column of each window, from the first input that its first output sees.
+        size: height and width of the outputs.
 
     Returns:
-        `[N, Cout, *size]`.
+        `[P·N, Cout, *size]`.
     """
-    taps = _taps(offset, (values.shape[-2], values.shape[-1]), size, geometry, values.device)
+    if len(set(offsets)) == 1:  # one matrix for all
+        offsets = offsets[:1]
+    extent = (values.shape[-2], values.shape[-1])
+    rows = _rows(offsets, values.shape[1], extent, size, geometry, values.device)
     by_tap = F.pad(weight.flatten(2).permute(2, 1, 0), (0, 0, 0, 0, 0, 1))  # the last tap is 0
-    matrix = by_tap[taps].permute(2, 0, 1, 3)  # [Cin, inputs, outputs, Cout]
-    product = values.flatten(1) @ matrix.reshape(values[0].numel(), -1)
+    matrices = by_tap.flatten(0, 1).index_select(0, rows)
+    stacks = values.view(len(offsets), -1, values[0].numel())
+    product = stacks @ matrices.view(len(offsets), stacks.shape[-1], -1)
     by_channel = product.view(len(values), -1, len(weight)).transpose(1, 2)
     return by_channel.unflatten(2, size).contiguous()
 
 
 @lru_cache(maxsize=256)
-def _taps(
-    offset: Corner,
+def _rows(
+    offsets: tuple[Corner, ...],
+    channels: int,
     inputs: tuple[int, int],
     outputs: tuple[int, int],
     geometry: _Geometry,
     device: torch.device,
 ) -> Tensor:
+    """Which row of the kernel, tap · channels + channel, joins an input to an output.
+
+    Flattened `[P, channels, inputs, outputs]`. Where none does the tap is the number of taps. Kept,
+    so that a GPU gets it once.
+    """
+    taps = torch.stack([_taps(offset, inputs, outputs, geometry) for offset in offsets])
+    channel = torch.arange(channels)[:, None, None]
+    return (taps[:, None] * channels + channel).flatten().to(device)
+
+
+def _taps(
+    offset: Corner, inputs: tuple[int, int], outputs: tuple[int, int], geometry: _Geometry
+) -> Tensor:
     """Which entry of the flattened kernel joins an input to an output, `[inputs, outputs]`.
 
-    Where none does it is the number of entries. Kept, so that a GPU gets it once.
+    Where none does it is the number of entries.
     """
     joined = []
     for axis in (0, 1):
@@ -419,7 +441,7 @@ def _taps(
         rows * geometry.kernel[1] + columns,
         geometry.kernel[0] * geometry.kernel[1],
     )
-    return taps.flatten(2).flatten(0, 1).to(device)
+    return taps.flatten(2).flatten(0, 1)
 
 
 def _pair(value) -> tuple[int, int]:
@@ -462,14 +484,19 @@ def conv2d(
     )
     placed = _place(geometry.spans(windows.corners, windows.values.shape[-2:], out_size), out_size)
     corners, (oh, ow) = placed or (((0, 0),), (out_size[0], out_size[1]))
-    entries = windows.values[0].numel() * len(weight) * oh * ow
+    entries = windows.values[0].numel() * len(weight) * oh * ow * len(corners)
+    starts = [geometry.first_input(corner) for corner in corners]
     if (
-        len(windows.corners) == groups == 1
+        groups == 1
+        and len(corners) == len(windows.corners)
         and h * w <= geometry.kernel[0] * geometry.kernel[1]
         and entries <= MATRIX_SIZE * len(windows.values)
     ):
-        (r, c), (top, left) = windows.corners[0], geometry.first_input(corners[0])
-        values = _multiply(windows.values, weight, (r - top, c - left), (oh, ow), geometry)
+        offsets = tuple(
+            (r - top, c - left)
+            for (r, c), (top, left) in zip(windows.corners, starts, strict=True)
+        )
+        values = _multiply(windows.values, weight, offsets, (oh, ow), geometry)
         if placed is None:
             return values
     elif placed is None:
@@ -493,7 +520,6 @@ def conv2d(
         )
     total = None
     if torch.is_grad_enabled() and not whole.requires_grad:
-        starts = [geometry.first_input(corner) for corner in corners]
         around = cut(whole, starts, (geometry.seen(0, oh), geometry.seen(1, ow)))
         total = F.conv2d(around, weight, None, stride, 0, dilation, groups)
     return Windows(values, corners, (out_size[0], out_size[1]), total)
