@@ -229,6 +229,8 @@ class Windows:
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
+        if self.values.shape[-2:] == self.size and self.corners == ((0, 0),):
+            return self.settled.values
         return run(_Put, self.settled.values, self.corners, self.size)
 
     def read(self, rectangles: Sequence[Rectangle]) -> Tensor:
@@ -493,8 +495,7 @@ def conv2d(
         and entries <= MATRIX_SIZE * len(windows.values)
     ):
         offsets = tuple(
-            (r - top, c - left)
-            for (r, c), (top, left) in zip(windows.corners, starts, strict=True)
+            (r - top, c - left) for (r, c), (top, left) in zip(windows.corners, starts, strict=True)
         )
         values = _multiply(windows.values, weight, offsets, (oh, ow), geometry)
         if placed is None:
@@ -577,7 +578,7 @@ def max_pool2d(
     padding=0,
     dilation=1,
     ceil_mode: bool = False,
-) -> Windows | None:
+) -> Windows:
     """The windows' values at the positions that max pooling of the total chose.
 
     Args:
@@ -586,7 +587,7 @@ def max_pool2d(
             as in `F.max_pool2d`.
 
     Returns:
-        Windows of the output, or None where they would overlap.
+        Windows of the output; one that is all of it where they would overlap or cover most of it.
     """
     geometry = _Geometry(
         _pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation)
@@ -594,28 +595,38 @@ def max_pool2d(
     out_size = (indices.shape[-2], indices.shape[-1])
     if not torch.is_grad_enabled():
         windows = windows.settled
-    spans = geometry.spans(windows.corners, windows.values.shape[-2:], out_size)
-    placed = _place(spans, out_size, most=1)
-    if placed is None:
-        return None
-    corners, size = placed
-    h, w = windows.values.shape[-2:]
-    # From the position in the plane, row · W + column, to that in the window; 0 outside of it.
-    columns = cut(indices, corners, size)
-    rows = columns.div(windows.size[1], rounding_mode="floor")
-    columns -= rows * windows.size[1]
-    for (top, left), row, column in zip(
-        windows.corners, rows.chunk(len(corners)), columns.chunk(len(corners)), strict=True
-    ):
-        row -= top
-        column -= left
-    row, column = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    within = ((row == rows) & (column == columns)).to(windows.values.dtype)
-    chosen = row.mul_(w).add_(column).flatten(-2)
+    values, planes = windows.values, indices.shape[0] * indices.shape[1]
+    extent = (values.shape[-2], values.shape[-1])
+    spans = geometry.spans(windows.corners, extent, out_size)
+    corners, size = _place(spans, out_size) or (((0, 0),), out_size)
+    positions = cut(indices, corners, size)
+    entries, inside = _entries(windows.corners, extent, windows.size, planes, positions.device)
+    within = inside.index_select(0, positions.flatten()).view_as(positions).to(values.dtype)
+    first = torch.arange(planes, device=positions.device)[:, None] * extent[0] * extent[1]
+    chosen = entries.index_select(0, positions.flatten()).view(len(corners), planes, -1) + first
 
     def pick(values: Tensor) -> Tensor:
-        return values.flatten(-2).gather(-1, chosen).view_as(within)
+        return values.flatten().index_select(0, chosen.flatten()).view_as(within)
 
     # What is picked of the total where nothing is relevant decides nothing.
     total = None if windows.total is None else pick(windows.total)
-    return Windows(pick(windows.values) * within, corners, out_size, total, windows.waiting)
+    return Windows(pick(values) * within, corners, out_size, total, windows.waiting)
+
+
+@lru_cache(maxsize=256)
+def _entries(
+    corners: Sequence[Corner],
+    extent: Corner,
+    size: tuple[int, int],
+    planes: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """For each place of a flattened plane the entry of the first of P · `planes` stacked windows
+    that holds it, and 1; where none does 0 and 0."""
+    entries = torch.zeros(size, dtype=torch.long, device=device)
+    inside = torch.zeros(size, device=device)
+    numbers = torch.arange(extent[0] * extent[1], device=device).view(extent)
+    for count, corner in enumerate(corners):
+        _overlay(entries, numbers + count * planes * numbers.numel(), corner)
+        _overlay(inside, torch.ones_like(numbers), corner)
+    return entries.flatten(), inside.flatten()

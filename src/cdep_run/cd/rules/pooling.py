@@ -44,9 +44,7 @@ def max_pool(func, x, *args, **kwargs):
 
     def read(part):
         if isinstance(part, Windows) and dims == 2:
-            inside = windows.max_pool2d(part, indices, *args, **kwargs)
-            if inside is not None:
-                return inside
+            return windows.max_pool2d(part, indices, *args, **kwargs)
         return read_dense(part.dense() if isinstance(part, Windows) else part)
 
     result = Pair(total, tuple(read(part) for part in x.parts))
