@@ -2,8 +2,8 @@
 
 For every architecture, with random weights and in eval mode: the identities that a decomposition
 must hold (tests/identities.py), the torch functions that its forward calls, and the time and the
-peak memory of `decompose` as ratios to the plain forward. Time without gradients, the median over
-rounds that alternate the two in one process; memory with gradients, as in training. One group, a
+peak memory of `decompose` as ratios to the plain forward. Time without gradients, processor time of
+one thread, the median over rounds that alternate the two in one process; memory with gradients, as in training. One group, a
 third of the height and width (of a sentence, two words), no boxes. Writes docs/coverage.md; a
 measured model is kept in `--records` and not measured again.
 """
@@ -201,11 +201,11 @@ def record(build: Callable[[], Case], rounds: int) -> dict[str, Any]:
             ops = ops_of(model, x, mask)
             ratios = []
             for _ in range(rounds):
-                start = time.perf_counter()
+                start = time.process_time()
                 model(x)
-                between = time.perf_counter()
+                between = time.process_time()
                 decompose(model, x, mask)
-                ratios.append((time.perf_counter() - between) / (between - start))
+                ratios.append((time.process_time() - between) / (between - start))
         peaks = []
         for run in (lambda: model(x), lambda: decompose(model, x, mask)):
             with PeakMemory(model) as memory:
@@ -240,11 +240,11 @@ def dispatch_overhead(ops: int = 200, rounds: int = 30) -> float:
     extra = []
     with torch.no_grad():
         for _ in range(rounds):
-            start = time.perf_counter()
+            start = time.process_time()
             model(x)
-            between = time.perf_counter()
+            between = time.process_time()
             decompose(model, x, mask)
-            extra.append(time.perf_counter() - between - 2 * (between - start))
+            extra.append(time.process_time() - between - 2 * (between - start))
     return statistics.median(extra) / ops * 1e6
 
 
@@ -271,8 +271,8 @@ def report(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
         "one process, one thread. "
         "Errors are relative to the largest logit: of β + γ against the plain forward, and of γ "
         "under a mask of ones. Under a mask of zeros β is 0 exactly, and β, γ and all gradients "
-        "are finite, unless a row says that it fails. Time (without gradients) and peak memory "
-        "(with gradients, parameters not counted) are ratios of `decompose` to the plain forward.",
+        "are finite, unless a row says that it fails. Time (without gradients, of the processor) and "
+        "peak memory (with gradients, parameters not counted) are ratios of `decompose` to the plain forward.",
         "",
         "A mask of ones leaves γ = 0 only where something arrives: behind units that a rectifier "
         "leaves dead, zero padding of windows and the like, a constant belongs to γ; where the "

@@ -21,6 +21,20 @@ USES = {
     "twice": lambda y: F.relu(F.hardswish(y, inplace=True), inplace=True),
     "asked for by name": lambda y: torch.relu_(y) + y.relu_(),
     "leaky": lambda y: F.leaky_relu(y, 0.2, True),
+    "a sum": lambda y: F.silu(y + y.flip(1), inplace=True) * y,
+    "a sum that is kept": lambda y: (s := y + 2 * y, F.elu(s, inplace=True))[0] + y,
+    "a view of a sum": lambda y: (
+        v := (s := y + y.flip(1))[:, :1],
+        F.silu(s, inplace=True),
+    )[1] * v,
+    "a broadcast sum": lambda y: F.silu(y + y.mean((2, 3), keepdim=True), inplace=True),
+    "a pool before": lambda y: (F.max_pool2d(y, 3, 1, 1), F.silu(y, inplace=True))[0] * y,
+    "padded before": lambda y: F.silu(y, inplace=True) * F.pad(y, (1, 0, 0, 1))[..., :-1, :-1],
+    "padded first": lambda y: F.pad(y, (1, 0, 0, 1))[..., :-1, :-1] * F.silu(y, inplace=True),
+}
+MASKS = {
+    "scattered": torch.rand(1, 2, 1, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.4,
+    "a corner": F.pad(torch.ones(1, 1, 1, 3, 3, dtype=torch.bool), (0, 9, 0, 9)),
 }
 
 
@@ -38,12 +52,13 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("relu", ["asymmetric", "symmetric", "last"])
 @pytest.mark.parametrize("name", USES)
-def test_without_gradients_the_parts_are_the_same(name, relu):
+@pytest.mark.parametrize("place", MASKS)
+def test_without_gradients_the_parts_are_the_same(name, relu, place):
     torch.manual_seed(0)
-    model, x = Net(USES[name]), torch.randn(2, 2, 6, 6)
+    model, x = Net(USES[name]), torch.randn(2, 2, 12, 12)
     model(x.clone())
     model.eval()
-    mask, before = torch.rand(1, 2, 1, 6, 6) > 0.4, x.clone()
+    mask, before = MASKS[place], x.clone()
     wanted = decompose(model, x, mask, rules={"relu": relu})
     with torch.no_grad():
         got = decompose(model, x, mask, rules={"relu": relu})

@@ -87,8 +87,11 @@ class Pair(torch.Tensor):
         )
 
     def fresh(self) -> Pair:
-        """This pair, whose total and parts are new tensors that nothing else holds."""
-        self._fresh = all(isinstance(part, Tensor) for part in self.parts)
+        """This pair, whose total and ordinary parts are new tensors that nothing else holds.
+
+        Windows that still have to read the total need it as it is.
+        """
+        self._fresh = all(isinstance(part, Tensor) or part.total is not None for part in self.parts)
         return self
 
     def dense(self) -> Iterator[Tensor]:

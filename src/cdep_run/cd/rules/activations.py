@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.ids import or_ids
+from cdep_run.cd.windows import Windows
 
 CENTRED = {
     "sigmoid": lambda x: torch.tanh(x / 2) / 2,
@@ -97,9 +98,17 @@ def rectifier(func, x, *args, **kwargs):
         return symmetric(func, x, *args, **kwargs)
     if variant("relu") == "last":
         return last(func, x, *args, **kwargs)
-    if x.overwrite and func.__module__ == F.__name__:
-        kwargs["inplace"] = True
-    return x.apply(lambda t: func(t, *args, **kwargs), lambda rel, *_: func(rel, *args, **kwargs))
+
+    def f(t: Tensor, *_: Tensor) -> Tensor:
+        return func(t, *args, **kwargs)
+
+    if not (x.overwrite and func.__module__ == F.__name__):
+        return x.apply(f, f)
+    parts = tuple(
+        part.apply(f, f) if isinstance(part, Windows) else func(part, *args, **kwargs, inplace=True)
+        for part in x.parts
+    )
+    return Pair(func(x.total, *args, **kwargs, inplace=True), parts)
 
 
 def last(func, x, *args, **kwargs):
