@@ -2,10 +2,10 @@
 
 For every architecture, with random weights and in eval mode: the identities that a decomposition
 must hold (tests/identities.py), the torch functions that its forward calls, and the time and the
-peak memory of `decompose` as ratios to the plain forward. Time without gradients, processor time of
-one thread, the median over rounds that alternate the two in one process; memory with gradients, as in training. One group, a
-third of the height and width (of a sentence, two words), no boxes. Writes docs/coverage.md; a
-measured model is kept in `--records` and not measured again.
+peak memory of `decompose` as ratios to the plain forward. Time without gradients, processor time
+of one thread, the median over rounds that alternate the two in one process; memory with gradients,
+as in training. One group, a third of the height and width (of a sentence, two words), no boxes.
+Writes docs/coverage.md; a measured model is kept in `--records` and not measured again.
 """
 
 from __future__ import annotations
@@ -271,8 +271,9 @@ def report(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
         "one process, one thread. "
         "Errors are relative to the largest logit: of β + γ against the plain forward, and of γ "
         "under a mask of ones. Under a mask of zeros β is 0 exactly, and β, γ and all gradients "
-        "are finite, unless a row says that it fails. Time (without gradients, of the processor) and "
-        "peak memory (with gradients, parameters not counted) are ratios of `decompose` to the plain forward.",
+        "are finite, unless a row says that it fails. Time (of the processor, without gradients) "
+        "and peak memory (with gradients, parameters not counted) are ratios of `decompose` to "
+        "the plain forward.",
         "",
         "A mask of ones leaves γ = 0 only where something arrives: behind units that a rectifier "
         "leaves dead, zero padding of windows and the like, a constant belongs to γ; where the "
