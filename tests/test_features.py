@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(folder, passed, monkeypatch)
 def test_what_would_not_fit_is_refused_before_anything_is_computed(folder, passed, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RowError, match=r"take 0.0 GB, and .* has 0.0 GB free"):
+    with pytest.raises(RowError, match=r"take 0.0 MB, and .* has 0.0 MB free"):
         from_cache(bunch_of(folder), net(), None)
     assert passed == [1]
 
@@ -248,6 +248,12 @@ def test_penalties_on_pixels_refuse_features(folder, penalty):
     kept = both(bunch, from_cache(bunch, model, {"relu": "asymmetric"}))[1]
     with pytest.raises(CdepError, match=r"needs the images themselves.*dataset.cache=false"):
         penalty(model, kept)
+
+
+def test_a_cache_that_cannot_be_made_is_named(folder):
+    (folder / "file").write_text("")
+    with pytest.raises(RowError, match=r"file/isic/.* cannot be made.*dataset.cache_dir chooses"):
+        from_cache(bunch_of(folder, cache_dir=folder / "file"), net(), None)
 
 
 def run(folder: Path, *overrides: str):

@@ -136,9 +136,11 @@ def truncated_jpeg(folder: Path) -> None:
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "isic").rename(f / "other"), r"metadata.csv does not exist.*make isic"),
+    (lambda f: (f / "isic" / "metadata.csv").write_text(""), r"metadata.csv is no CSV table"),
+    (lambda f: (f / "isic" / "splits.csv").write_text("a,b"), r"splits.csv has .*missing: isic_id"),
     (lambda f: image(f, 3).unlink(), r"ISIC_0000003.png does not exist"),
-    (lambda f: image(f, 3).write_bytes(b""), r"ISIC_0000003.png.*cannot identify"),
-    (lambda f: image(f, 3).write_text("no picture"), r"ISIC_0000003.png.*cannot identify"),
+    (lambda f: image(f, 3).write_bytes(b""), r"ISIC_0000003.png: the file is empty"),
+    (lambda f: image(f, 3).write_text("no picture"), r"ISIC_0000003.png: .*is no picture"),
     (truncated_jpeg, r"ISIC_0000030.png: is cut off"),
     (lambda f: mask(f, 3).unlink(), r"patch_masks/ISIC_0000003.png does not exist"),
     (lambda f: Image.new("1", (9, 9), 1).save(mask(f, 3)), r"its mask is 9×9, the image 24×24"),
@@ -170,6 +172,7 @@ def test_a_damaged_picture_is_named_by_the_check_before_training(folder):
         ({"patch_share": 0.1}, r"patch_share is 0.1: of the benign images in train 0.4"),
         ({"patch_share": 0}, r"patch_share is 0"),
         ({"patch_share": 1.5}, r"patch_share is 1.5"),
+        ({"size": 0}, r"dataset.size is 0"),
         ({"fold": 3}, r"dataset.fold is 3; there are 0, 1, 2"),
         ({"train_size": 1}, r"train has 1 images of .*not of both classes"),
         ({"shares": {"train": 0.5, "val": 0.1, "test": 0.1}}, r"shares must be above 0 and sum"),

@@ -115,7 +115,7 @@ def test_exif_rotation_is_carried_out():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"no picture", "cannot be decoded"),
+        (b"no picture", "cannot be decoded: it is no picture"),
         (encoded(skin(), "JPEG")[:-500], "truncated"),
         (encoded(skin())[:-500], "cannot be decoded"),
     ],
@@ -139,11 +139,13 @@ def test_bad_input_is_reported_by_name_and_the_rest_is_made(source, tmp_path):
     table.loc[6, "benign_malignant"] = "indeterminate"
     other = table.iloc[[8]].assign(benign_malignant="malignant")
     pd.concat([table, table.iloc[[7]], other]).to_csv(source / "metadata.csv", index=False)
+    shutil.copy(source / "ISIC_0000012.png", source / "ISIC_0000012.tiff")
     resize(out, settings(f"resize.source={source}").resize, 1)
     rows = report(out)
+    assert "ISIC_0000012.png is used" in " ".join(rows.loc[["ISIC_0000012"], "detail"])
     expected = {
         0: "the file is empty", 1: "cannot be decoded", 2: "no picture of this name",
-        4: "the same picture as ISIC_0000003", 5: "no diagnosis", 6: "no diagnosis",
+        4: "the same picture as ISIC_0000003", 5: "no diagnosis", 6: "is indeterminate",
         8: "with different labels",
     }  # fmt: skip
     for number, detail in expected.items():
@@ -229,9 +231,11 @@ def test_own_masks_replace_the_automatic_ones_if_they_fit(source, tmp_path):
          encoded(np.zeros((99, 99), np.uint8))]
     ):  # fmt: skip
         (own / f"ISIC_{number:07d}.png").write_bytes(data)
+    (own / "ISIC_7777777.png").write_bytes(encoded(good))
     resize(out, options.resize, 1)
     segment(out, options.segment, 1)
     rows = report(out, "segment")
+    assert rows.loc["ISIC_7777777", "detail"] == "there is no image of this name"
     details = [rows.loc[f"ISIC_{n:07d}", "detail"] for n in range(5)]
     assert details[0] == details[4] == ""
     assert "99×50" in details[1] and "covers 100%" in details[2] and "decoded" in details[3]

@@ -26,7 +26,7 @@ from cdep_run.datasets.isic import ImageSplit
 from cdep_run.isic_prep import images
 from cdep_run.models import frozen, lite0
 from cdep_run.models.frozen import FrozenTrunk
-from cdep_run.rows import RowError, Rows
+from cdep_run.rows import ELSEWHERE, RowError, Rows
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +108,15 @@ def from_cache(
 
     Raises:
         DataError: an image cannot be decoded.
-        RowError: the disk is full.
+        RowError: the disk is full, or `cache_dir` cannot be made.
     """
     assert bunch.cache_dir is not None
     splits = {name: s for name, s in bunch.splits.items() if isinstance(s, ImageSplit)}
     folder = bunch.cache_dir / _trunk_key(model, bunch.input_shape, precision)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RowError(f"{folder} cannot be made: {error}; {ELSEWHERE}") from error
     with _alone(folder):
         features = Rows(folder / "features", model.features, write=True)
         relevant = Rows(folder / f"relevant-{_engine_key(rules)}", model.features, write=True)
@@ -216,8 +219,8 @@ def _check_space(rows: Rows, count: int) -> None:
     free, wanted = shutil.disk_usage(rows.data.parent).free, count * rows.row_bytes
     if wanted > free:
         raise RowError(
-            f"features and relevant parts take {wanted / 1e9:.1f} GB, and {rows.data.parent} has "
-            f"{free / 1e9:.1f} GB free; dataset.cache_dir chooses another place"
+            f"features and relevant parts take {wanted / 1e6:.1f} MB, and {rows.data.parent} has "
+            f"{free / 1e6:.1f} MB free; {ELSEWHERE}"
         )
 
 

@@ -19,6 +19,9 @@ CHUNK = 1 << 24
 """Bytes read at a time when the rows are checked."""
 
 
+ELSEWHERE = "dataset.cache_dir chooses another place"
+
+
 class RowError(CdepError):
     """Rows cannot be written."""
 
@@ -96,7 +99,7 @@ class Rows:
             what = "the disk is full" if full else str(error)
             raise RowError(
                 f"{self.data}: {what}; {self.count} rows are kept, and the same command goes on "
-                "from there once there is room; dataset.cache_dir chooses another place"
+                f"from there once there is room; {ELSEWHERE}"
             ) from error
         self.index |= {name: self.count + k for k, name in enumerate(names)}
         self.count += len(names)

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, DataError, TensorSplit
-from cdep_run.isic_prep.images import PrepareError, read_rgb, usable
+from cdep_run.isic_prep.images import (
+    UNREADABLE,
+    PrepareError,
+    decoding_error,
+    read_rgb,
+    read_table,
+    usable,
+)
 from cdep_run.isic_prep.masks import own_mask
 from cdep_run.isic_prep.settings import Splits
 from cdep_run.isic_prep.splits import assign, divide, groups_of
@@ -158,6 +165,10 @@ def isic(
         DataError: files are absent, damaged or do not fit; a split lacks a class.
         PrepareError: metadata or splits that do not do.
     """
+    if size is not None and size < 1:
+        raise DataError(
+            f"dataset.size is {size}; accepted: pixels, 1 or more, or null: as they are"
+        )
     folder = Path(data_dir) / "isic"
     table = _labelled(folder)
     table, side = _with_contents(folder, table, size)
@@ -203,7 +214,8 @@ def _labelled(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path} does not exist; prepare the images by `make isic` (docs/isic.md)")
     skipped: list[dict[str, str]] = []
-    table = usable(pd.read_csv(path, dtype={"isic_id": str}, low_memory=False), skipped)
+    names = {"isic_id": str}
+    table = usable(read_table(path, names, dtype=names, low_memory=False), skipped)
     left_out = [row for row in skipped if row["status"] == "skipped"]
     for row in left_out[:NAMED]:
         log.warning("%s left out: %s", row["isic_id"], row["detail"])
@@ -235,7 +247,7 @@ def _with_contents(folder: Path, table: pd.DataFrame, size: int | None) -> tuple
             rows.append(_contents(path, mask_path))
         except FileNotFoundError as error:
             problems.append(f"{error.filename} does not exist")
-        except (OSError, SyntaxError, ValueError, PrepareError) as error:
+        except (OSError, PrepareError) as error:
             problems.append(f"{path}: {error}")
     sizes = [row[0] for row in rows]
     usual = max(set(sizes), key=sizes.count, default=(0, 0))
@@ -263,11 +275,15 @@ def _contents(path: Path, mask_path: Path | None) -> tuple[tuple[int, int], Path
     """Width and height of an image, its path, and the SHA-256 of image and mask ("": no mask).
 
     Raises:
-        PrepareError, OSError, SyntaxError, ValueError: one of them cannot be used.
+        PrepareError: one of them cannot be used.
+        OSError: one of them cannot be read.
     """
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-        size, kind = image.size, image.format
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            size, kind = image.size, image.format
+    except UNREADABLE as error:
+        raise decoding_error(data, error) from None
     if kind == "JPEG" and b"\xff\xd9" not in data[-64:]:
         raise PrepareError("is cut off")
     if mask_path is None:
@@ -287,14 +303,15 @@ def _division(folder: Path, table: pd.DataFrame, options: Splits) -> pd.DataFram
     path = folder / "splits.csv"
     if not path.is_file():
         return assign(table, options)
-    division = pd.read_csv(path, dtype={"isic_id": str})
+    columns = ["isic_id", "split", "fold"]
+    division = read_table(path, columns, dtype={"isic_id": str})
     missing = sorted({*table["isic_id"]} - {*division["isic_id"]})
     if missing:
         raise DataError(
             f"{path} does not name {len(missing)} of {len(table)} images "
             f"({', '.join(missing[:3])}); run `make isic ARGS=splits`"
         )
-    return division[["isic_id", "split", "fold"]]
+    return division[columns]
 
 
 def _cross_validation(

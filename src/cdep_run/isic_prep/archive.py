@@ -175,9 +175,14 @@ def label_of(record: dict[str, Any]) -> str | None:
     Blank, 'indeterminate', 'indeterminate/benign' and the like are None; so are two columns that
     contradict each other.
     """
-    said = {str(record.get(k) or "").strip().lower() for k in ("diagnosis_1", "benign_malignant")}
-    said -= {"", "nan"}
+    said = diagnoses(record)
     return said.pop() if len(said) == 1 and said <= {"benign", "malignant"} else None
+
+
+def diagnoses(record: dict[str, Any]) -> set[str]:
+    """What the two columns say, in lower case; what is blank says nothing."""
+    columns = ("diagnosis_1", "benign_malignant")
+    return {str(record.get(name) or "").strip().lower() for name in columns} - {"", "nan"}
 
 
 def flat(record: Record) -> dict[str, Any]:

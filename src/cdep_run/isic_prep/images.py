@@ -15,17 +15,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from cdep_run.errors import CdepError
 from cdep_run.files import write_atomic
-from cdep_run.isic_prep.archive import SUFFIXES, label_of
+from cdep_run.isic_prep.archive import SUFFIXES, diagnoses, label_of
 from cdep_run.isic_prep.report import Report
 from cdep_run.isic_prep.settings import Resize
 
 COLUMNS = ("isic_id", "status", "detail", "sha256", "input")
 """`status` is ok or skipped; `sha256` is of the new pixels; `input` names what they came from."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises at bytes that are no picture."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -33,6 +36,15 @@ Out = TypeVar("Out")
 
 class PrepareError(CdepError):
     """The given images or metadata cannot be used."""
+
+
+def decoding_error(data: bytes, error: Exception) -> PrepareError:
+    """What to say of the bytes of a file that Pillow refused with `error`."""
+    if not data:
+        return PrepareError("the file is empty")
+    if isinstance(error, UnidentifiedImageError):  # its own words name a Python object
+        return PrepareError("cannot be decoded: it is no picture of a known kind")
+    return PrepareError(f"cannot be decoded: {str(error) or type(error).__name__}")
 
 
 def each(function: Callable[[In], Out], items: list[In], workers: int, name: str) -> Iterator[Out]:
@@ -70,8 +82,6 @@ def read_rgb(data: bytes) -> tuple[Image.Image, str]:
     Raises:
         PrepareError: the bytes are no whole picture.
     """
-    if not data:
-        raise PrepareError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
@@ -81,8 +91,8 @@ def read_rgb(data: bytes) -> tuple[Image.Image, str]:
                 if image.size != opened.size or (opened.getexif().get(0x0112, 1) not in (0, 1))
                 else []
             )
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PrepareError(f"cannot be decoded: {str(error) or type(error).__name__}") from None
+    except UNREADABLE as error:
+        raise decoding_error(data, error) from None
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, "; ".join(changes)
     changes.append(f"{image.mode} made RGB")
@@ -153,11 +163,13 @@ def usable(metadata: pd.DataFrame, rows: list[dict[str, str]]) -> pd.DataFrame:
     skip(metadata[nameless].fillna({"isic_id": ""}), "metadata: no usable isic_id")
     table = metadata[~nameless].copy()
     table["isic_id"] = table["isic_id"].astype(str)
-    labels = [label_of(row) for row in table.fillna("").to_dict("records")]
-    table["benign_malignant"] = labels
-    unlabelled = table["benign_malignant"].isna()
-    skip(table[unlabelled], "metadata: no diagnosis, an indeterminate or a contradictory one")
-    table = table[~unlabelled]
+    labels = np.array([label_of(row) for row in table.fillna("").to_dict("records")], dtype=object)
+    unlabelled = pd.isna(labels)
+    for row in table[unlabelled].fillna("").drop_duplicates("isic_id").to_dict("records"):
+        said = " and ".join(sorted(diagnoses(row)))
+        detail = f"the diagnosis is {said}" if said else "no diagnosis"
+        rows.append(_skipped(row["isic_id"], f"metadata: {detail}"))
+    table = table[~unlabelled].assign(benign_malignant=labels[~unlabelled])
     disagree = table.groupby("isic_id")["benign_malignant"].transform("nunique") > 1
     skip(table[disagree], "metadata: listed twice, with different labels")
     table = table[~disagree]
@@ -169,19 +181,36 @@ def usable(metadata: pd.DataFrame, rows: list[dict[str, str]]) -> pd.DataFrame:
     return table[~twice]
 
 
+def read_table(path: Path, columns: Iterable[str], **how: Any) -> pd.DataFrame:
+    """A CSV file that has, among others, these columns; `how` goes to `pandas.read_csv`.
+
+    Raises:
+        PrepareError: it is no table, or a column is missing.
+    """
+    try:
+        table = pd.read_csv(path, **how)
+    except ValueError as error:
+        raise PrepareError(f"{path} is no CSV table: {error}") from None
+    if missing := [name for name in columns if name not in table]:
+        raise PrepareError(
+            f"{path} has the columns {', '.join(map(str, table))}; missing: {', '.join(missing)}"
+        )
+    return table
+
+
 def _skipped(name: str, detail: str) -> dict[str, str]:
     return {"isic_id": name, "status": "skipped", "detail": detail, "sha256": "", "input": ""}
 
 
-def find_files(source: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The picture of each name, searched in `source` and its folders, masks aside."""
-    wanted, found = set(names), dict[str, Path]()
+def find_files(source: Path, names: Iterable[str]) -> dict[str, list[Path]]:
+    """The pictures of each name, searched in `source` and its folders, masks aside."""
+    wanted, found = set(names), dict[str, list[Path]]()
     suffixes = {*SUFFIXES.values(), ".jpeg", ".tiff"}
     for folder, folders, files in os.walk(source, followlinks=True):
         folders[:] = sorted(name for name in folders if "mask" not in name)
         for path in (Path(folder, name) for name in sorted(files)):
             if path.stem in wanted and path.suffix.lower() in suffixes:
-                found.setdefault(path.stem, path)
+                found.setdefault(path.stem, []).append(path)
     return found
 
 
@@ -206,10 +235,7 @@ def find_metadata(folder: Path, options: Resize) -> pd.DataFrame:
     path = source_of(folder, options) / "metadata.csv"
     if not path.is_file():
         raise PrepareError(f"{path} does not exist; run the step download, or set resize.source")
-    try:
-        return pd.read_csv(path, dtype=str)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise PrepareError(f"{path} is no CSV table: {error}") from None
+    return read_table(path, ["isic_id"], dtype=str)
 
 
 def resize(folder: Path, options: Resize, workers: int) -> None:
@@ -232,13 +258,16 @@ def resize(folder: Path, options: Resize, workers: int) -> None:
         if name not in files:
             rows.append(_skipped(name, f"no picture of this name in {source.name}"))
             continue
-        target = folder / label / f"{name}.jpg"
+        if len(files[name]) > 1:
+            other = f"{files[name][0].name} is used, {files[name][1].name} is not"
+            notes.append({**_skipped(name, other), "status": "remark"})
+        picture, target = files[name][0], folder / label / f"{name}.jpg"
         old = done.get(name)
-        key = input_key(files[name].read_bytes(), options.size, options.quality)
+        key = input_key(picture.read_bytes(), options.size, options.quality)
         if old and old["input"] == key and (target.is_file() or old["status"] == "skipped"):
             rows.append(old)
         else:
-            jobs.append((name, files[name], target, options.size, options.quality))
+            jobs.append((name, picture, target, options.size, options.quality))
     for row in each(_one, jobs, workers, "resize"):
         report.add(row)
         rows.append(row)

@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cdep_run.files import write_atomic
-from cdep_run.isic_prep.images import PrepareError, each, input_key
+from cdep_run.isic_prep.images import (
+    UNREADABLE,
+    PrepareError,
+    decoding_error,
+    each,
+    input_key,
+)
 from cdep_run.isic_prep.report import Report
 from cdep_run.isic_prep.segment import dilate, segment_patches
 from cdep_run.isic_prep.settings import Segment
 
 COLUMNS = ("isic_id", "status", "fraction", "origin", "detail", "input")
-"""`status` is mask or none; `fraction` is of the image; `origin` is own or automatic."""
+"""`status` is mask, none or remark; `fraction` is of the image; `origin` is own or automatic."""
 
 
 def struck(folder: Path) -> tuple[set[str], set[str]]:
@@ -51,8 +57,8 @@ def own_mask(data: bytes, size: tuple[int, int], largest: float) -> NDArray[np.b
     try:
         with Image.open(io.BytesIO(data)) as image:
             values = np.asarray(image if image.mode in ("1", "L", "I;16") else image.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PrepareError(f"cannot be decoded: {error}") from None
+    except UNREADABLE as error:
+        raise decoding_error(data, error) from None
     if values.shape != size[::-1]:
         width, height = values.shape[1], values.shape[0]
         raise PrepareError(f"is {width}×{height}, the image {size[0]}×{size[1]}")
@@ -129,5 +135,15 @@ def segment(folder: Path, options: Segment, workers: int) -> None:
     for left in masks.glob("*.png"):
         if left.stem not in names:
             left.unlink()
-    report.replace(rows)
+    unused = _unused(options, {path.stem for path in images})
+    report.replace(rows + unused)
     print(f"segment: {len(names)} of {len(rows)} images show a sticker (reports/segment.csv)")
+    if unused:
+        print(f"segment: {len(unused)} masks in {options.masks} have no image (same report)")
+
+
+def _unused(options: Segment, images: set[str]) -> list[dict[str, str]]:
+    """Rows of the report for own masks that no image bears the name of."""
+    given = sorted(path.stem for path in Path(options.masks).glob("*.png")) if options.masks else []
+    detail = {"status": "remark", "origin": "own", "detail": "there is no image of this name"}
+    return [{"isic_id": name, **detail} for name in given if name not in images]
