@@ -129,6 +129,19 @@ def test_the_command_line_picks_arms_and_overrides_all_jobs(tmp_path: Path) -> N
     )
 
 
+def test_what_only_the_swept_data_sets_know_can_be_set_beside_them(tmp_path: Path) -> None:
+    words = ("-m", "dataset=sst_decoy,sst_articles", "dataset.vectors=mine", "penalty=none")
+    lacking = ("data_dir=nowhere", "dataset.download=false", HERE)
+    for _ in range(2):  # the second time it goes on
+        done = inside(*words, *lacking, "hydra.sweeper.plan_only=true", cwd=tmp_path)
+        assert done.returncode == 1 and "in 'DecoyDigits'" not in done.stderr
+        assert jobs(tmp_path / "sweep") == ["dataset=sst_decoy", "dataset=sst_articles"]
+        errors = [job["error"] for job in manifest(tmp_path / "sweep")["jobs"]]
+        assert all("nowhere" in error for error in errors)
+    command = manifest(tmp_path / "sweep")["command"]
+    assert [word for word in command if "dataset=" in word] == ["dataset=sst_decoy,sst_articles"]
+
+
 def test_finished_runs_elsewhere_are_skipped_if_settings_data_and_code_agree(
     tmp_path: Path,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -402,7 +402,30 @@ def sweep_folder(overrides: Iterable[str], time: str) -> str:
 
 def identity(overrides: Iterable[str]) -> list[str]:
     """Those overrides, sorted, that make a sweep another one."""
-    return sorted(o for o in overrides if not FREE_ON_RESUME.fullmatch(o.lstrip("+").split("=")[0]))
+    said = last_of_each(overrides)
+    return sorted(o for o in said if not FREE_ON_RESUME.fullmatch(o.lstrip("+").split("=")[0]))
+
+
+def with_first_choices(words: Sequence[str]) -> list[str]:
+    """A command line in which the first of several data sets or the like also stands alone.
+
+    Hydra composes the settings of a sweep once without what is swept. With `dataset=a,b` that
+    would be the default data set, which need not know `dataset.vectors` said beside it.
+    """
+    found = []
+    for word in words:
+        several = re.match(r"((?:dataset|model|optimizer|penalty)=\w+),", word)
+        if several and several[1] not in words:
+            found.append(several[1])
+        found.append(word)
+    return found
+
+
+def last_of_each(words: Iterable[str]) -> list[str]:
+    """The words without overrides that a later one of the same name replaces."""
+    words = list(words)
+    names = [word.lstrip("+").split("=")[0] if "=" in word else None for word in words]
+    return [w for i, w in enumerate(words) if names[i] is None or names[i] not in names[i + 1 :]]
 
 
 def config_dir() -> Path:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from cdep_run.commands import literal
-from cdep_run.config import identity
+from cdep_run.config import identity, last_of_each
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.files import read_json
 from cdep_run.manifest import DONE, Entry, Manifest, table
@@ -298,4 +298,5 @@ def bare_entry(job: Job, overrides: list[str]) -> Entry:
 
 def sweep_manifest(folder: Path, arguments: list[str], parallel: int) -> Manifest:
     """The manifest of a sweep that starts now, by the command that this process was given."""
-    return Manifest(folder, sys.argv[1:], os.getcwd(), identity(arguments), parallel)
+    command = last_of_each(sys.argv[1:])
+    return Manifest(folder, command, os.getcwd(), identity(arguments), parallel)

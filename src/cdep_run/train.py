@@ -18,7 +18,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cdep_run.allocator import keep_freed_memory
-from cdep_run.config import Training, check, config_dir, refuse_changes, register_schemas
+from cdep_run.config import (
+    Training,
+    check,
+    config_dir,
+    refuse_changes,
+    register_schemas,
+    with_first_choices,
+)
 from cdep_run.errors import CdepError, CheckpointError, ConfigError
 from cdep_run.files import alone_in, write_atomic, write_json
 from cdep_run.record import (
@@ -55,6 +62,8 @@ def main() -> None:
             sys.argv[1:] = again.resume(sys.argv[2:])
         except CdepError as error:
             sys.exit(f"cdep-run: error: {error}")
+    if {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = with_first_choices(sys.argv[1:])
     register_schemas()
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
