@@ -7,7 +7,7 @@ for them, the part becomes an ordinary tensor again; the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -135,6 +135,26 @@ class _Inside(torch.autograd.Function):
         return gathered, None
 
 
+class _Totals:
+    """A total `[N, C, H, W]`, read when it is asked for, for all groups at once."""
+
+    def __init__(self, x: Tensor, places: Sequence[tuple[Sequence[Corner], Sequence[int]]]):
+        self.x, self.places = x, places
+        self.pooled: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def inside(self) -> tuple[Tensor, ...]:
+        """What it holds in the windows of each group."""
+        return run(_Inside, self.x, self.places)
+
+    def at(self, indices: Tensor) -> Tensor:
+        """What it holds where max pooling chose, `[N, C, H', W']`."""
+        if self.pooled is None or self.pooled[0] is not indices:
+            values = self.x.flatten(2).gather(2, indices.flatten(2)).view_as(indices)
+            self.pooled = indices, values
+        return self.pooled[1]
+
+
 Total = Callable[[Tensor], Tensor]
 Relevant = Callable[[Tensor, Tensor, Tensor], Tensor]
 Elementwise = tuple[Total, Relevant]
@@ -182,14 +202,15 @@ class Windows:
         values: `[P·N, C, h, w]`, the rectangles stacked on the batch dimension.
         corners: top and left of each rectangle; they do not overlap.
         size: (H, W) of the whole activation.
-        total: what the total holds in the rectangles, `[P·N, C, h, w]`, if it was read there.
+        total: what the total holds in the rectangles, `[P·N, C, h, w]`, or where it can be read, and
+            the number of the group there; None if nobody has asked for it.
         waiting: ops still to be done, as for `Pair.apply`; `total` too is from before them.
     """
 
     values: Tensor
     corners: tuple[Corner, ...]
     size: tuple[int, int]
-    total: Tensor | None = None
+    total: Tensor | tuple[_Totals, int] | None = None
     waiting: tuple[Elementwise, ...] = ()
 
     @classmethod
@@ -223,9 +244,18 @@ class Windows:
         return done
 
     def _after(self, fn: Total, part: Relevant) -> Windows:
-        assert self.total is not None
-        total = fn(self.total)
-        return replace(self, values=part(self.values, self.total, total), total=total)
+        before = self.total_inside
+        assert before is not None
+        total = fn(before)
+        return replace(self, values=part(self.values, before, total), total=total)
+
+    @property
+    def total_inside(self) -> Tensor | None:
+        """What the total holds in the rectangles, `[P·N, C, h, w]`, if anybody has asked for it."""
+        if isinstance(self.total, tuple):
+            totals, group = self.total
+            return totals.inside[group]
+        return self.total
 
     def dense(self) -> Tensor:
         """The ordinary tensor `[N, C, H, W]`."""
@@ -278,15 +308,16 @@ def combine(
     return Windows(func(one_there, other_there), corners, one.size)
 
 
-def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Iterator[Tensor | Windows]:
-    """The parts, the windows among them with what the total `x` `[N, C, H, W]` holds there."""
-    unread = [part for part in parts if isinstance(part, Windows) and part.total is None]
-    places = [(part.corners, part.values.shape[-2:]) for part in unread]
-    cuts = iter(run(_Inside, x, places) if unread else ())
-    for part in parts:
-        if isinstance(part, Windows) and part.total is None:
-            part = replace(part, total=next(cuts))
-        yield part
+def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Sequence[Tensor | Windows]:
+    """The parts, the windows among them able to read what the total `x` `[N, C, H, W]` holds."""
+    unread = [k for k, part in enumerate(parts) if isinstance(part, Windows) and part.total is None]
+    if not unread:
+        return parts
+    known: list[Any] = list(parts)
+    totals = _Totals(x, [(known[k].corners, known[k].values.shape[-2:]) for k in unread])
+    for number, k in enumerate(unread):
+        known[k] = replace(known[k], total=(totals, number))
+    return known
 
 
 @dataclass(frozen=True)
@@ -598,7 +629,8 @@ def max_pool2d(
     values, planes = windows.values, indices.shape[0] * indices.shape[1]
     extent = (values.shape[-2], values.shape[-1])
     spans = geometry.spans(windows.corners, extent, out_size)
-    corners, size = _place(spans, out_size) or (((0, 0),), out_size)
+    placed = _place(spans, out_size)
+    corners, size = placed or (((0, 0),), out_size)
     positions = cut(indices, corners, size)
     entries, inside = _entries(windows.corners, extent, windows.size, planes, positions.device)
     within = inside.index_select(0, positions.flatten()).view_as(positions).to(values.dtype)
@@ -609,7 +641,11 @@ def max_pool2d(
         return values.flatten().index_select(0, chosen.flatten()).view_as(within)
 
     # What is picked of the total where nothing is relevant decides nothing.
-    total = None if windows.total is None else pick(windows.total)
+    if placed is None and isinstance(windows.total, tuple):
+        total = windows.total[0].at(indices)
+    else:
+        total = windows.total_inside
+        total = None if total is None else pick(total)
     return Windows(pick(values) * within, corners, out_size, total, windows.waiting)
 
 
