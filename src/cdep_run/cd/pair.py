@@ -71,13 +71,14 @@ class Pair(torch.Tensor):
             ),
         )
 
-    def apply(self, fn: Total, part: Relevant) -> Pair:
+    def apply(self, fn: Total, part: Relevant, total: Tensor | None = None) -> Pair:
         """The pair of `fn(total)`, an elementwise op, and `part(relevant, before, after)` for each.
 
         `before` and `after` are the total on either side of the op; where `relevant` is 0 it stays
-        0. A part that is zero outside some windows is computed there only.
+        0. A part that is zero outside some windows is computed there only. `total` is
+        `fn(total)`, if it is known.
         """
-        total = fn(self.total)
+        total = fn(self.total) if total is None else total
         return Pair(
             total,
             tuple(

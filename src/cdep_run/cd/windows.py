@@ -202,8 +202,8 @@ class Windows:
         values: `[P·N, C, h, w]`, the rectangles stacked on the batch dimension.
         corners: top and left of each rectangle; they do not overlap.
         size: (H, W) of the whole activation.
-        total: what the total holds in the rectangles, `[P·N, C, h, w]`, or where it can be read, and
-            the number of the group there; None if nobody has asked for it.
+        total: what the total holds in the rectangles, `[P·N, C, h, w]`, or where to read it and the
+            number of the group there; None if nobody has asked for it.
         waiting: ops still to be done, as for `Pair.apply`; `total` too is from before them.
     """
 
@@ -349,6 +349,11 @@ class _Geometry:
             output[1] * self.stride[1] - self.padding[1],
         )
 
+    def whole(self, axis: int, inputs: int) -> int:
+        """How many outputs a plane of so many inputs has."""
+        room = inputs + 2 * self.padding[axis] - self.reach(axis) - 1
+        return room // self.stride[axis] + 1
+
     def seen(self, axis: int, outputs: int) -> int:
         """How many inputs so many neighbouring outputs see."""
         return (outputs - 1) * self.stride[axis] + self.reach(axis) + 1
@@ -484,7 +489,6 @@ def _pair(value) -> tuple[int, int]:
 def conv2d(
     windows: Windows,
     whole: Tensor,
-    out_size: Sequence[int],
     weight: Tensor,
     stride=1,
     padding=0,
@@ -498,7 +502,6 @@ def conv2d(
         whole: the total, `[N, Cin, H, W]`. Where it is a constant, the input of the model, its
             convolution is found inside the windows once more: that takes less than to send a
             gradient from there into the whole plane.
-        out_size: height and width of the whole output.
         weight: `[Cout, Cin / groups, kh, kw]`; the other arguments as in `F.conv2d`.
 
     Returns:
@@ -515,8 +518,11 @@ def conv2d(
     geometry = _Geometry(
         (weight.shape[-2], weight.shape[-1]), _pair(stride), _pair(padding), _pair(dilation)
     )
+    out_size = (geometry.whole(0, windows.size[0]), geometry.whole(1, windows.size[1]))
+    if min(out_size) < 1 or windows.values.shape[1] != weight.shape[1] * groups:
+        return full()  # which says what is wrong
     placed = _place(geometry.spans(windows.corners, windows.values.shape[-2:], out_size), out_size)
-    corners, (oh, ow) = placed or (((0, 0),), (out_size[0], out_size[1]))
+    corners, (oh, ow) = placed or (((0, 0),), out_size)
     entries = windows.values[0].numel() * len(weight) * oh * ow * len(corners)
     starts = [geometry.first_input(corner) for corner in corners]
     if (
@@ -554,7 +560,7 @@ def conv2d(
     if torch.is_grad_enabled() and not whole.requires_grad:
         around = cut(whole, starts, (geometry.seen(0, oh), geometry.seen(1, ow)))
         total = F.conv2d(around, weight, None, stride, 0, dilation, groups)
-    return Windows(values, corners, (out_size[0], out_size[1]), total)
+    return Windows(values, corners, out_size, total)
 
 
 def adjoint(
@@ -642,10 +648,10 @@ def max_pool2d(
 
     # What is picked of the total where nothing is relevant decides nothing.
     if placed is None and isinstance(windows.total, tuple):
-        total = windows.total[0].at(indices)
+        total: Tensor | None = windows.total[0].at(indices)
     else:
-        total = windows.total_inside
-        total = None if total is None else pick(total)
+        before = windows.total_inside
+        total = None if before is None else pick(before)
     return Windows(pick(values) * within, corners, out_size, total, windows.waiting)
 
 

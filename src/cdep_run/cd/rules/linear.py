@@ -121,7 +121,9 @@ def _floor(bias: Tensor) -> Tensor:
     return bias.abs().mul_(info.eps**2).add_(info.tiny)
 
 
-def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
+def share_bias(
+    pair: Pair, bias: Tensor, scale: Tensor | None = None, total: Tensor | None = None
+) -> Pair:
     """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
 
     Under the variant "last" of the rule for ReLU the constant belongs to γ.
@@ -133,6 +135,7 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
         pair: the total and the parts without the constant.
         bias: b, broadcastable to them.
         scale: s, broadcastable to them; None: 1.
+        total: s(β + γ) + b, if it is known.
 
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
@@ -146,7 +149,7 @@ def share_bias(pair: Pair, bias: Tensor, scale: Tensor | None = None) -> Pair:
             return rel.clone() if scale is None else rel * scale
         return windows.run(BiasShare, rel, before, bias, scale)
 
-    return pair.apply(lambda t: _affine(t, scale, constant), part).fresh()
+    return pair.apply(lambda t: _affine(t, scale, constant), part, total).fresh()
 
 
 @register_rule(
@@ -165,19 +168,22 @@ def linear(func, x, weight, bias=None, *args, **kwargs):
     if func is F.linear and weight.numel() > x.total.numel() and x.dim() > 1:
         result = _together(x, weight)
         return result if bias is None else share_bias(result, bias)
-    total = func(x.total, weight, None, *args, **kwargs)
 
     def weighted(part):
         if isinstance(part, Windows) and func is torch.conv2d:
-            return windows.conv2d(part, x.total, total.shape[-2:], weight, *args, **kwargs)
+            return windows.conv2d(part, x.total, weight, *args, **kwargs)
         part = part.dense() if isinstance(part, Windows) else part
         return func(part, weight, None, *args, **kwargs)
 
-    result = Pair(total, tuple(weighted(part) for part in x.parts))
+    parts = tuple(weighted(part) for part in x.parts)
+    # A total that is known in all windows is needed nowhere else without the bias.
+    known = all(isinstance(part, Windows) and part.total is not None for part in parts)
+    total = func(x.total, weight, bias if known else None, *args, **kwargs)
+    result = Pair(total, parts)
     if bias is None:
         return result
     spatial = int(func.__name__[-2]) if "conv" in func.__name__ else 0
-    return share_bias(result, bias.view(-1, *(1,) * spatial))
+    return share_bias(result, bias.view(-1, *(1,) * spatial), total=total if known else None)
 
 
 def _together(x: Pair, weight: Tensor) -> Pair:
