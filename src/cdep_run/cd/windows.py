@@ -167,12 +167,10 @@ WORTHWHILE = 0.6
 """Windows that cover more than this share of the plane cost more than they save."""
 
 
-def _place(
-    spans: Spans, size: Sequence[int], most: float = WORTHWHILE
-) -> tuple[tuple[Corner, ...], tuple[int, int]] | None:
+def _place(spans: Spans, size: Sequence[int]) -> tuple[tuple[Corner, ...], tuple[int, int]] | None:
     """Corners and the one size of windows that hold `spans`.
 
-    None where they overlap or cover more than `most` of the plane.
+    None where they overlap or cover more than is worth while.
     """
     h, w = (max(span[axis][1] - span[axis][0] for span in spans) for axis in (0, 1))
     corners = tuple((min(r[0], size[0] - h), min(c[0], size[1] - w)) for r, c in spans)
@@ -181,7 +179,7 @@ def _place(
         for i, a in enumerate(corners)
         for b in corners[:i]
     )
-    if overlap or len(spans) * h * w > most * size[0] * size[1]:
+    if overlap or len(spans) * h * w > WORTHWHILE * size[0] * size[1]:
         return None
     return corners, (h, w)
 
@@ -634,10 +632,9 @@ def max_pool2d(
         windows = windows.settled
     values, planes = windows.values, indices.shape[0] * indices.shape[1]
     extent = (values.shape[-2], values.shape[-1])
-    spans = geometry.spans(windows.corners, extent, out_size)
-    placed = _place(spans, out_size)
+    placed = _place(geometry.spans(windows.corners, extent, out_size), out_size)
     corners, size = placed or (((0, 0),), out_size)
-    positions = cut(indices, corners, size)
+    positions = cut(indices, corners, size) if placed else indices
     entries, inside = _entries(windows.corners, extent, windows.size, planes, positions.device)
     within = inside.index_select(0, positions.flatten()).view_as(positions).to(values.dtype)
     first = torch.arange(planes, device=positions.device)[:, None] * extent[0] * extent[1]
