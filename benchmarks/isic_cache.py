@@ -44,7 +44,7 @@ from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.rows import Rows
 
-RULES = {"relu": "symmetric"}
+RULES = {"relu": "last"}
 
 
 def built(name: str, size: int) -> FrozenTrunk:
@@ -70,7 +70,7 @@ def relevant(name: str, size: int, rounds: int) -> None:
         side = round(share**0.5 * size)
         mask = torch.zeros(1, 1, size, size, dtype=torch.bool)
         mask[..., :side, -side:] = True
-        for rule in ("symmetric", "asymmetric"):
+        for rule in ("last", "symmetric", "asymmetric"):
             ratios = []
             for _ in range(rounds + 1):
                 plain = clock(lambda: trunk(image))
@@ -97,10 +97,20 @@ def step(name: str, size: int, rounds: int, count: int) -> None:
             head_trainer(model, CDEP("centred", "last"), FeatureSplit(split, features, relevant)),
         ]
         times = [[clock(partial(epoch, run)) for run in runs] for _ in range(rounds + 1)][1:]
+        bare = [[clock(partial(alone, run)) for run in runs] for _ in range(rounds + 1)][1:]
     steps = math.ceil(count / 32)
     none, cdep = (1000 / steps * statistics.median(pair[k] for pair in times) for k in (0, 1))
-    ratio = statistics.median(pair[1] / pair[0] for pair in times)
+    ratio, inner = (statistics.median(p[1] / p[0] for p in pairs) for pairs in (times, bare))
     print(f"{name}: none {none:.2f} ms/step, CDEP {cdep:.2f}, ratio {ratio:.2f}")
+    print(f"forward, backward and optimiser alone: ratio {inner:.2f}")
+
+
+def alone(run: Trainer) -> None:
+    """As many steps as an epoch has, on one batch that is there already."""
+    split = run.bunch.splits["train"]
+    batch = split.batch(torch.arange(32))
+    for _ in range(math.ceil(len(split) / 32)):
+        run.train_step(batch)
 
 
 def head_trainer(model: FrozenTrunk, penalty: Any, split: FeatureSplit) -> Trainer:
