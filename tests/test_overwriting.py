@@ -24,12 +24,28 @@ USES = {
     "a sum": lambda y: F.silu(y + y.flip(1), inplace=True) * y,
     "a sum that is kept": lambda y: (s := y + 2 * y, F.elu(s, inplace=True))[0] + y,
     "a view of a sum": lambda y: (
-        v := (s := y + y.flip(1))[:, :1],
-        F.silu(s, inplace=True),
-    )[1] * v,
+        (
+            v := (s := y + y.flip(1))[:, :1],
+            F.silu(s, inplace=True),
+        )[1]
+        * v
+    ),
     "a broadcast sum": lambda y: F.silu(y + y.mean((2, 3), keepdim=True), inplace=True),
     "a pool before": lambda y: (F.max_pool2d(y, 3, 1, 1), F.silu(y, inplace=True))[0] * y,
     "padded before": lambda y: F.silu(y, inplace=True) * F.pad(y, (1, 0, 0, 1))[..., :-1, :-1],
+    "a window that is all, padded by nothing": lambda y: (
+        (
+            F.pad(p := F.max_pool2d(y, 11, 1, 5) - 3, (0, 0, 0, 0)),
+            p.mean(),
+            F.relu(p, inplace=True),
+        )[0]
+        * y
+    ),
+    "a view of what is written": lambda y: (y[:, 1:], y.mul_(2))[0],
+    "a view that is written": lambda y: (y.flatten(1)[:, 9:].mul_(3), y)[1],
+    "a sum of choices": lambda y: F.silu(
+        (w := torch.where(y[:, :, :1] > 0, y[:, :, :1], torch.ones(4, 10, 10))) + w, inplace=True
+    ),
     "padded first": lambda y: F.pad(y, (1, 0, 0, 1))[..., :-1, :-1] * F.silu(y, inplace=True),
 }
 MASKS = {
@@ -53,14 +69,15 @@ class Net(nn.Module):
 @pytest.mark.parametrize("relu", ["asymmetric", "symmetric", "last"])
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.parametrize("place", MASKS)
-def test_without_gradients_the_parts_are_the_same(name, relu, place):
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_parts_are_the_same(name, relu, place, without):
     torch.manual_seed(0)
     model, x = Net(USES[name]), torch.randn(2, 2, 12, 12)
     model(x.clone())
     model.eval()
     mask, before = MASKS[place], x.clone()
     wanted = decompose(model, x, mask, rules={"relu": relu})
-    with torch.no_grad():
+    with without():
         got = decompose(model, x, mask, rules={"relu": relu})
     assert x.equal(before)
     torch.testing.assert_close(got.relevant, wanted.relevant)

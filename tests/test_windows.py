@@ -60,6 +60,27 @@ def pooled_without_gradient(net, x):
     return constant * F.max_pool2d(x, 2)
 
 
+def viewed_without_gradient(net, x):
+    with torch.no_grad():
+        size = x.flatten(1).abs().mean(1) + 1
+    return F.max_pool2d(x, 2) / size[:, None, None, None]
+
+
+def written_after_it_was_read(net, x):
+    """Ops that wait read what was there when they were called."""
+    x = x * 2
+    late = torch.tanh(x)
+    x[:, 1:].mul_(3)
+    return F.max_pool2d(late, 2) + F.max_pool2d(late, 16, 2, 8)[..., :8, :7] + F.max_pool2d(x, 2)
+
+
+def written_where_the_window_is_all(net, x):
+    x = F.max_pool2d(x, 5, 1, 2) * 2
+    late = torch.tanh(x)
+    x[:, 1:].mul_(3)
+    return late + x
+
+
 BETWEEN = {
     "relu, pool": lambda net, x: F.max_pool2d(F.relu(x), 2),
     "two layers": lambda net, x: F.max_pool2d(F.relu(net.second(F.max_pool2d(F.relu(x), 2))), 2),
@@ -74,6 +95,9 @@ BETWEEN = {
     "residual": residual,
     "without gradient": without_gradient,
     "pooled without gradient": pooled_without_gradient,
+    "viewed without gradient": viewed_without_gradient,
+    "written after it was read": written_after_it_was_read,
+    "written where the window is all": written_where_the_window_is_all,
 }
 
 
@@ -119,3 +143,20 @@ def test_gradients_reach_what_made_the_input(boxes):
         return decompose(model, x, mask, boxes=boxes, rules={"relu": "symmetric"}).relevant
 
     assert torch.autograd.gradcheck(value, x, fast_mode=True)
+
+
+def test_windows_in_another_memory_format_are_the_same():
+    layers = nn.Conv2d(2, 2, 2, padding=1), nn.Conv2d(2, 2, 5, padding=2)
+    model = nn.Sequential(*layers, nn.Flatten())
+    x, boxes = torch.randn(2, 2, 16, 14), (((0, 2, 0, 3),),)
+    mask = boxes_mask(boxes, 16, 14)
+    wanted = decompose(model, x, mask, boxes=boxes).relevant
+    got = decompose(model.to(memory_format=torch.channels_last), x, mask, boxes=boxes).relevant
+    torch.testing.assert_close(got, wanted)
+
+
+def test_no_examples_have_no_parts():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten())
+    mask = boxes_mask(CORNERS, 16, 14)
+    found = decompose(model, torch.randn(0, 2, 16, 14), mask, boxes=CORNERS)
+    assert found.relevant.shape == (0, 2, 4 * 7 * 6)

@@ -83,6 +83,7 @@ def decompose(
     masks = fit_mask(x, mask).unbind(1)
     if boxes is not None:
         _check_boxes(x, boxes, len(masks))
+        boxes = boxes if len(x) else None
     elif x.dim() == 4 and x.is_cpu and relevant is None:
         boxes = [_bounds(m) for m in masks] if len(x) else None
     if relevant is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import registry
-from cdep_run.cd.windows import Relevant, Total, Windows, with_totals
+from cdep_run.cd.windows import Relevant, Total, Totals, Windows, with_totals
 
 Part = Tensor | Windows
 
@@ -44,6 +44,7 @@ class Pair(torch.Tensor):
     parts: tuple[Part, ...]
     _aliased: bool  # shares memory with another Pair, so that in-place writes must reach both
     _fresh: bool = False  # made for this pair alone; that holds until it is aliased
+    _read_later: tuple[Totals, ...] = ()  # what ops that wait will read of the total
     overwrite: bool = False
     """Whether a rule may write into the memory: the op is to, and no one else looks at it."""
 
@@ -79,13 +80,22 @@ class Pair(torch.Tensor):
         `fn(total)`, if it is known.
         """
         total = fn(self.total) if total is None else total
+        totals, parts = with_totals(self.total, self.parts)
+        if totals is not None and torch.is_grad_enabled():
+            self._read_later += (totals,)
         return Pair(
             total,
             tuple(
                 rel.apply(fn, part) if isinstance(rel, Windows) else part(rel, self.total, total)
-                for rel in with_totals(self.total, self.parts)
+                for rel in parts
             ),
         )
+
+    def keep_totals(self) -> None:
+        """Let ops that wait read the total as it is, whatever is written into its memory."""
+        for totals in self._read_later:
+            totals.keep()
+        self._read_later = ()
 
     def fresh(self) -> Pair:
         """This pair, whose total and ordinary parts are new tensors that nothing else holds.

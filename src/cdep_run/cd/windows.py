@@ -135,7 +135,7 @@ class _Inside(torch.autograd.Function):
         return gathered, None
 
 
-class _Totals:
+class Totals:
     """A total `[N, C, H, W]`, read when it is asked for, for all groups at once."""
 
     def __init__(self, x: Tensor, places: Sequence[tuple[Sequence[Corner], Sequence[int]]]):
@@ -146,6 +146,11 @@ class _Totals:
     def inside(self) -> tuple[Tensor, ...]:
         """What it holds in the windows of each group."""
         return run(_Inside, self.x, self.places)
+
+    def keep(self) -> None:
+        """Read a copy from now on: ops in place may write into the total."""
+        with torch.enable_grad():  # as it was when the reading was put off
+            self.x = self.x.clone()
 
     def at(self, indices: Tensor) -> Tensor:
         """What it holds where max pooling chose, `[N, C, H', W']`."""
@@ -208,7 +213,7 @@ class Windows:
     values: Tensor
     corners: tuple[Corner, ...]
     size: tuple[int, int]
-    total: Tensor | tuple[_Totals, int] | None = None
+    total: Tensor | tuple[Totals, int] | None = None
     waiting: tuple[Elementwise, ...] = ()
 
     @classmethod
@@ -256,7 +261,7 @@ class Windows:
         return self.total
 
     def dense(self) -> Tensor:
-        """The ordinary tensor `[N, C, H, W]`."""
+        """The ordinary tensor `[N, C, H, W]`, to be read alone: it may be the values themselves."""
         if self.values.shape[-2:] == self.size and self.corners == ((0, 0),):
             return self.settled.values
         return run(_Put, self.settled.values, self.corners, self.size)
@@ -306,16 +311,21 @@ def combine(
     return Windows(func(one_there, other_there), corners, one.size)
 
 
-def with_totals(x: Tensor, parts: Sequence[Tensor | Windows]) -> Sequence[Tensor | Windows]:
-    """The parts, the windows among them able to read what the total `x` `[N, C, H, W]` holds."""
+def with_totals(
+    x: Tensor, parts: Sequence[Tensor | Windows]
+) -> tuple[Totals | None, Sequence[Tensor | Windows]]:
+    """The parts, the windows among them able to read what the total `x` `[N, C, H, W]` holds.
+
+    Those that were not before read it through the `Totals` that comes first, if there are any.
+    """
     unread = [k for k, part in enumerate(parts) if isinstance(part, Windows) and part.total is None]
     if not unread:
-        return parts
+        return None, parts
     known: list[Any] = list(parts)
-    totals = _Totals(x, [(known[k].corners, known[k].values.shape[-2:]) for k in unread])
+    totals = Totals(x, [(known[k].corners, known[k].values.shape[-2:]) for k in unread])
     for number, k in enumerate(unread):
         known[k] = replace(known[k], total=(totals, number))
-    return known
+    return totals, known
 
 
 @dataclass(frozen=True)
@@ -432,7 +442,7 @@ def _multiply(
     rows = _rows(offsets, values.shape[1], extent, size, geometry, values.device)
     by_tap = F.pad(weight.flatten(2).permute(2, 1, 0), (0, 0, 0, 0, 0, 1))  # the last tap is 0
     matrices = by_tap.flatten(0, 1).index_select(0, rows)
-    stacks = values.view(len(offsets), -1, values[0].numel())
+    stacks = values.reshape(len(offsets), -1, values[0].numel())
     product = stacks @ matrices.view(len(offsets), stacks.shape[-1], -1)
     by_channel = product.view(len(values), -1, len(weight)).transpose(1, 2)
     return by_channel.unflatten(2, size).contiguous()

@@ -105,7 +105,12 @@ def where(func, condition, x, y):
     total = func(condition, *totals)
     groups = len((x if isinstance(x, Pair) else y).parts)
     zero = total.new_zeros(())
-    columns = [tuple(t.dense()) if isinstance(t, Pair) else (zero,) * groups for t in (x, y)]
+    columns = [
+        tuple(t.dense())
+        if isinstance(t, Pair)
+        else (zero.expand_as(t) if isinstance(t, torch.Tensor) else zero,) * groups
+        for t in (x, y)
+    ]
     return Pair(total, tuple(func(condition, a, b) for a, b in zip(*columns, strict=True)))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import windows
-from cdep_run.cd.pair import Constant, Pair, total_of
+from cdep_run.cd.pair import Constant, Pair, Part, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
 from cdep_run.cd.windows import Windows
 
@@ -21,7 +21,8 @@ def moves(func, x, *args, **kwargs):
         args, kwargs = total_of(args), total_of(kwargs)
     total = func(x.total, *args, **kwargs)
     # So that views of them stay views, and are views where the total's are.
-    parts = x.parts = tuple(_laid_out_as(x.total, part) for part in x.dense())
+    with torch.enable_grad():  # they stay x's, where gradients may be wanted again
+        parts = x.parts = tuple(_laid_out_as(x.total, part) for part in x.parts)
     columns = [func(part, *args, **kwargs) for part in parts]
     if isinstance(total, (tuple, list)):
         return tuple(
@@ -31,8 +32,12 @@ def moves(func, x, *args, **kwargs):
     return _view(x, Pair(total, tuple(columns)))
 
 
-def _laid_out_as(total: Tensor, part: Tensor) -> Tensor:
-    """The part with the total's strides: whether `reshape` copies depends on them."""
+def _laid_out_as(total: Tensor, part: Part) -> Tensor:
+    """The part as a tensor of its own with the total's strides: whether `reshape` copies depends
+    on them."""
+    if isinstance(part, Windows):
+        values, part = part.settled.values, part.dense()
+        part = part.clone() if part is values else part  # other pairs' windows may hold them, too
     if part.stride() == total.stride():
         return part
     new = torch.empty_like(total, dtype=part.dtype)
@@ -41,9 +46,15 @@ def _laid_out_as(total: Tensor, part: Tensor) -> Tensor:
 
 def _view(x: Pair, result: Pair) -> Pair:
     """Mark both as sharing memory if they do, so that a later in-place write reaches both."""
-    if result.total._is_view() or result.total.data_ptr() == x.total.data_ptr():
+    # In inference mode torch does not know which tensors are views.
+    if result.total._is_view() or _memory(result.total) == _memory(x.total):
         x._aliased = result._aliased = True
+        x.keep_totals()
     return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def getters(*names: str) -> list[Callable]:
