@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cdep_run import sweep
-from cdep_run.config import sweep_folder
+from cdep_run.config import last_of_each, sweep_folder, with_first_choices
 from cdep_run.files import alone_in
 from cdep_run.manifest import Entry, format_table, seconds_left
 from running import TESTS, TINY, command, inside
@@ -140,6 +140,19 @@ def test_what_only_the_swept_data_sets_know_can_be_set_beside_them(tmp_path: Pat
         assert all("nowhere" in error for error in errors)
     command = manifest(tmp_path / "sweep")["command"]
     assert [word for word in command if "dataset=" in word] == ["dataset=sst_decoy,sst_articles"]
+
+
+@pytest.mark.parametrize("swept", ["my-data,b", "choice(my-data,b)", "choice(my-data, b)"])
+def test_the_first_choice_stands_alone_however_the_choices_are_written(swept: str) -> None:
+    words = ["-m", f"dataset={swept}", "dataset.x=1"]
+    both = with_first_choices(words)
+    assert both == ["-m", "dataset=my-data", *words[1:]]
+    assert last_of_each(both) == words
+
+
+def test_what_adds_a_setting_is_not_replaced_by_what_changes_it() -> None:
+    words = ["+model.depth=1", "seed=0", "model.depth=2", "seed=1"]
+    assert last_of_each(words) == ["+model.depth=1", "model.depth=2", "seed=1"]
 
 
 def test_finished_runs_elsewhere_are_skipped_if_settings_data_and_code_agree(

@@ -406,6 +406,9 @@ def identity(overrides: Iterable[str]) -> list[str]:
     return sorted(o for o in said if not FREE_ON_RESUME.fullmatch(o.lstrip("+").split("=")[0]))
 
 
+SEVERAL = re.compile(r"((?:dataset|model|optimizer|penalty)=)(?:choice\()?([\w./-]+) *,")
+
+
 def with_first_choices(words: Sequence[str]) -> list[str]:
     """A command line in which the first of several data sets or the like also stands alone.
 
@@ -414,17 +417,22 @@ def with_first_choices(words: Sequence[str]) -> list[str]:
     """
     found = []
     for word in words:
-        several = re.match(r"((?:dataset|model|optimizer|penalty)=\w+),", word)
-        if several and several[1] not in words:
-            found.append(several[1])
+        several = re.match(
+            r"((?:dataset|model|optimizer|penalty)=)(?:choice\()?([\w./-]+) *,", word
+        )
+        if several and several[1] + several[2] not in words:
+            found.append(several[1] + several[2])
         found.append(word)
     return found
 
 
 def last_of_each(words: Iterable[str]) -> list[str]:
-    """The words without overrides that a later one of the same name replaces."""
+    """The words without overrides that a later one of the same name replaces.
+
+    What adds a setting (`+name=`) makes room for what changes it (`name=`), and stays.
+    """
     words = list(words)
-    names = [word.lstrip("+").split("=")[0] if "=" in word else None for word in words]
+    names = [word.split("=")[0] if "=" in word else None for word in words]
     return [w for i, w in enumerate(words) if names[i] is None or names[i] not in names[i + 1 :]]
 
 
