@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
     parser.add_argument("--records", type=Path, default=Path("outputs/coverage.json"))
     parser.add_argument("--only", nargs="*", help="measure these models anew")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
