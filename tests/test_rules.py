@@ -285,6 +285,16 @@ def test_the_strict_product_keeps_only_what_is_relevant_in_both():
     torch.testing.assert_close(ours.relevant, (parts * parts.flip(2)).flatten(2))
 
 
+def test_scores_far_below_zero_are_no_mask():
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 1e3 - 9e3).softmax(-1)
+
+    x = torch.randn(3, 4)
+    everything = decompose(Net(), x, torch.ones(1, 4, dtype=torch.bool))
+    assert everything.relevant.equal(Net()(x)) and not everything.irrelevant.any()
+
+
 def test_softmax_is_symmetric_and_shares_the_even_weights():
     x, a, b = split((3, 5))
     weights = [t.softmax(-1) for t in (a, a + b, b)]

@@ -16,24 +16,29 @@ from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.activations import settled
 
 MASKED = -5e3
-"""Scores below this are masked, whichever stand-in for −∞ a model has: −1e4, −1e9, the least number
+"""Scores so far below the largest are masked, whichever stand-in for −∞ a model has: −1e4, −1e9
 
 The weight of such a position is 0, but would not be in a part that the mask does not reach.
 """
+
+NO_SCORE = -1e8
+"""A score of this or less is masked, though all others of its row are, too."""
 
 
 @register_rule("softmax", "log_softmax", "_safe_softmax")
 def softmax(func, x, dim=None, *args, **kwargs):
     """½[g(β) + g(β+γ) − g(γ)], g = f − f(0); f(0), evenly spread weights, is shared like a bias.
 
-    It is shared in proportion to the parts of the scores along `dim`. Masked positions, whose total
-    is below `MASKED`, are masked in every term. Variant "fixed": the weights are a constant.
+    It is shared in proportion to the parts of the scores along `dim`. Masked positions (`MASKED`,
+    `NO_SCORE`) are masked in every term. Variant "fixed": the weights are a constant.
     """
     total = func(x.total, dim, *args, **kwargs)
     if variant("softmax") == "fixed":
         return total
     axis = kwargs.get("dim", dim)
-    masked = x.total < MASKED
+    largest = x.total.detach().amax(() if axis is None else axis, keepdim=True)
+    masked = x.total < largest + MASKED
+    masked |= x.total <= max(NO_SCORE, torch.finfo(x.total.dtype).min)
     open_total = x.total.masked_fill(masked, 0)
 
     def f(value):
