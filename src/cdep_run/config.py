@@ -407,6 +407,7 @@ def identity(overrides: Iterable[str]) -> list[str]:
 
 
 SEVERAL = re.compile(r"((?:dataset|model|optimizer|penalty)=)(?:choice\()?([\w./-]+) *,")
+"""An override that names several files of a group: the group and the first of them."""
 
 
 def with_first_choices(words: Sequence[str]) -> list[str]:
@@ -417,9 +418,7 @@ def with_first_choices(words: Sequence[str]) -> list[str]:
     """
     found = []
     for word in words:
-        several = re.match(
-            r"((?:dataset|model|optimizer|penalty)=)(?:choice\()?([\w./-]+) *,", word
-        )
+        several = SEVERAL.match(word)
         if several and several[1] + several[2] not in words:
             found.append(several[1] + several[2])
         found.append(word)
