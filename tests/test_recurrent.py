@@ -351,6 +351,15 @@ def test_autocast_computes_the_net_in_the_precision_of_its_weights():
     assert model.net.weight_hh_l0.grad.isfinite().all()
 
 
+def test_a_word_with_a_vector_of_zeros_gets_a_finite_gradient():
+    torch.set_default_dtype(torch.float32)
+    model = SentenceNet()
+    with torch.no_grad():
+        model.embedding.weight[IDS[0, 2]] = 0  # after a word of the first group
+    (decompose(model, IDS, masks()).relevant.sum() * 1e6).backward()
+    assert model.embedding.weight.grad.isfinite().all()
+
+
 def test_the_model_is_left_as_it_was():
     model = SentenceNet(num_layers=2, dropout=0.5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

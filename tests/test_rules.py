@@ -254,6 +254,21 @@ def test_gradients_equal_finite_differences(name):
     torch.testing.assert_close(analytic, numeric, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [*OPS, *ACTIVATIONS])
+def test_a_large_gradient_stays_finite_where_both_parts_are_0(name):
+    torch.set_default_dtype(torch.float32)
+    model = model_of(name)
+    x, mask = inputs()
+    x[0] = 0
+    large = 1e6
+    plain = model(x.requires_grad_()).sum() * large
+    if not all(g.isfinite().all() for g in torch.autograd.grad(plain, (x, model.scale))):
+        pytest.skip("the op itself has no gradient at 0")
+    relevant = decompose(model, x, mask).relevant.sum() * large
+    for gradient in torch.autograd.grad(relevant, (x, model.scale)):
+        assert gradient.isfinite().all()
+
+
 # --- Formulas, written out -----------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.ids import or_ids
+from cdep_run.cd.rules.linear import share_of
 from cdep_run.cd.windows import Windows
 
 CENTRED = {
@@ -53,8 +54,8 @@ def symmetric_part(g, at_zero, rel, before, after):
         return own
     info = torch.finfo(own.dtype)
     size = own.abs() + info.eps * rel.abs()
-    both = size + (all_of_it - own).abs() + info.eps * rest.abs() + info.tiny
-    return settled(own, at_zero, size / both, after)
+    both = size + (all_of_it - own).abs() + info.eps * rest.abs()
+    return settled(own, at_zero, share_of(size, both), after)
 
 
 class SymmetricReLU(torch.autograd.Function):

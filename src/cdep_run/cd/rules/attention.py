@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.activations import settled
+from cdep_run.cd.rules.linear import share_of
 
 MASKED = -5e3
 """Scores so far below the largest are masked, whichever stand-in for −∞ a model has: −1e4, −1e9
@@ -52,8 +53,7 @@ def softmax(func, x, dim=None, *args, **kwargs):
         own = ((f(rel) - at_zero) + (total - f(rest))) / 2
         size = rel.abs().sum(axis, keepdim=True)
         both = size + rest.abs().sum(axis, keepdim=True)
-        share = size / (both + torch.finfo(both.dtype).tiny)
-        return settled(own, at_zero, share, total)
+        return settled(own, at_zero, share_of(size, both), total)
 
     return x.map(total, part)
 

@@ -121,6 +121,14 @@ def _floor(bias: Tensor) -> Tensor:
     return bias.abs().mul_(info.eps**2).add_(info.tiny)
 
 
+def share_of(size: Tensor, both: Tensor) -> Tensor:
+    """size / both, where 0 ≤ size ≤ both; at 0/0 it is 0, and so is its gradient.
+
+    A tiny number in place of 0 would not do: a gradient divided by it overflows.
+    """
+    return size / (both + (both == 0))
+
+
 def share_bias(
     pair: Pair, bias: Tensor, scale: Tensor | None = None, total: Tensor | None = None
 ) -> Pair:

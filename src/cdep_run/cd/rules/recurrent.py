@@ -33,6 +33,7 @@ from torch import Tensor
 from cdep_run.cd.lstm import lstm
 from cdep_run.cd.pair import Constant, Pair
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
+from cdep_run.cd.rules.linear import share_of
 
 
 class Weights(NamedTuple):
@@ -213,7 +214,7 @@ def positions_inside(x: Tensor, rel: Tensor) -> Tensor:
     size = rel.abs().sum(-1, keepdim=True)
     irrelevant = x.repeat(1, rel.shape[1] // x.shape[1], 1) - rel
     both = size + irrelevant.abs().sum(-1, keepdim=True)
-    return size / both.clamp_min(torch.finfo(both.dtype).tiny)
+    return share_of(size, both)
 
 
 def weights_of(

@@ -10,6 +10,7 @@ from torch import Tensor
 from cdep_run.cd import windows
 from cdep_run.cd.pair import Constant, Pair, Part, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
+from cdep_run.cd.rules.linear import share_of
 from cdep_run.cd.windows import Windows
 
 
@@ -144,7 +145,7 @@ def joins(func, tensors, *args, **kwargs):
         joined = func([next(own) if z is None else z for z in zero], *args, **kwargs)
         relevant = joined.abs().sum(dim, keepdim=True)
         both = relevant + (total - constant - joined).abs().sum(dim, keepdim=True)
-        return joined + constant * (relevant / both.clamp_min(torch.finfo(both.dtype).tiny))
+        return joined + constant * share_of(relevant, both)
 
     columns = zip(*(pair.dense() for pair in pairs), strict=True)
     return Pair(total, tuple(part(own) for own in columns))
