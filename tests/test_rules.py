@@ -269,6 +269,31 @@ def test_a_large_gradient_stays_finite_where_both_parts_are_0(name):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "args", [(2,), (3, 2, 1), (3, 1, 1), ((2, 3), (1, 2), (1, 0)), (2, 2, 0, 2), (3, 2, 0, 1, True)]
+)
+def test_max_pooling_chooses_as_torch_does(args, dtype):
+    """With ties, as after a ReLU, and NaN; values, positions and gradients to the last bit."""
+    x = torch.randn(3, 9, 11, 10).relu().to(dtype)
+    x[0, 1, 4, 4] = torch.nan
+    x.requires_grad_()
+    direction = torch.randn_like(F.max_pool2d(x, *args))
+    expected = F.max_pool2d(x, *args, return_indices=True)
+    found, indices = F.max_pool2d(Pair(x, (x,)), *args, return_indices=True)
+    torch.testing.assert_close((found.total, indices), expected, rtol=0, atol=0, equal_nan=True)
+    for part in (found.total, *found.parts):
+        torch.testing.assert_close(part, expected[0], rtol=0, atol=0, equal_nan=True)
+    gradients = [
+        torch.autograd.grad((total * direction).nansum(), x)[0]
+        for total in (found.total, expected[0])
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0, equal_nan=True)
+    with torch.no_grad():
+        again = F.max_pool2d(Pair(x, (x,)), *args).total
+    torch.testing.assert_close(again, expected[0], rtol=0, atol=0, equal_nan=True)
+
+
 # --- Formulas, written out -----------------------------------------------------------------------
 
 

@@ -29,6 +29,9 @@ class _Unsaved:
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Nothing is kept."""
 
+    def set_materialize_grads(self, value: bool) -> None:
+        """There will be no gradients."""
+
 
 def run(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply(*args)`; without gradients its forward alone.
