@@ -289,6 +289,8 @@ def test_max_pooling_chooses_as_torch_does(args, dtype):
         for total in (found.total, expected[0])
     ]
     torch.testing.assert_close(*gradients, rtol=0, atol=0, equal_nan=True)
+    without_indices = F.max_pool2d(Pair(x, (x,)), *args).total
+    torch.testing.assert_close(without_indices, expected[0], rtol=0, atol=0, equal_nan=True)
     with torch.no_grad():
         again = F.max_pool2d(Pair(x, (x,)), *args).total
     torch.testing.assert_close(again, expected[0], rtol=0, atol=0, equal_nan=True)

@@ -69,11 +69,11 @@ def _max_pool2d(x: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil
     return F.max_pool2d_with_indices(x, *args)
 
 
-@register_rule("max_pool1d", "max_pool2d", "max_pool3d")
+@register_rule(*(f"max_pool{d}d{suffix}" for d in (1, 2, 3) for suffix in ("", "_with_indices")))
 def max_pool(func, x, *args, **kwargs):
     """The position is chosen by β + γ; both parts are read there. Source: ACD."""
     dims = _dims(func)
-    return_indices = kwargs.pop("return_indices", False)
+    return_indices = kwargs.pop("return_indices", False) or "_with_indices" in func.__name__
     with_indices = _max_pool2d if dims == 2 else getattr(F, f"max_pool{dims}d_with_indices")
     total, indices = with_indices(x.total, *args, **kwargs)
     read_dense = _read_at(indices, dims)
@@ -88,7 +88,7 @@ def max_pool(func, x, *args, **kwargs):
 
 
 @register_rule(
-    *(f"{kind}_pool{d}d_with_indices" for kind in ("max", "adaptive_max") for d in (1, 2, 3)),
+    *(f"adaptive_max_pool{d}d_with_indices" for d in (1, 2, 3)),
     *(f"fractional_max_pool{d}d_with_indices" for d in (2, 3)),
 )
 def max_pool_with_indices(func, x, *args, **kwargs):
