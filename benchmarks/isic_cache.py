@@ -34,15 +34,15 @@ from torch import nn
 from tqdm import tqdm
 
 from cdep_run.cd import decompose
-from cdep_run.config import Training
+from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch
 from cdep_run.datasets.isic import ImageSplit
-from cdep_run.features import Cache, FeatureSplit, pair_keys
-from cdep_run.loop import Progress, Trainer
+from cdep_run.features.cache import Cache, FeatureSplit, pair_keys
+from cdep_run.features.store import RowStore
 from cdep_run.models.frozen import FrozenTrunk, frozen_trunk
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.none import NoPenalty
-from cdep_run.rows import Rows
+from cdep_run.training.loop import Progress, Trainer
 
 RULES = {"relu": "last"}
 
@@ -87,7 +87,8 @@ def step(name: str, size: int, rounds: int, count: int) -> None:
         folder = Path(temporary)
         split = ImageSplit(table(folder, count, 5), size)
         features, relevant, no_rows = (
-            Rows(folder / part, model.features, write=True) for part in ("all", "relevant", "none")
+            RowStore(folder / part, model.features, write=True)
+            for part in ("all", "relevant", "none")
         )
         features.add(split.image_keys, torch.rand(count, model.features))
         keys = [key for key, there in zip(pair_keys(split), split.patched, strict=True) if there]
@@ -154,7 +155,9 @@ def memory(name: str, size: int, count: int) -> None:
         mask.paste(1, (0, 0, size // 3, size // 3))
         mask.save(folder / "mask.png")
         images = table(folder, count, 2)
-        files = (Rows(folder / part, model.features, write=True) for part in ("all", "relevant"))
+        files = (
+            RowStore(folder / part, model.features, write=True) for part in ("all", "relevant")
+        )
         cache = Cache(model, RULES, "float32", *files)
         for quarter in range(1, 5):
             cache.complete([ImageSplit(images[: quarter * count // 4], size)])

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from cdep_run.isic_prep.segment import segment_patches
 from cdep_run.isic_prep.settings import Segment, load
-from cdep_run.stickers import paste_sticker
+from cdep_run.isic_prep.stickers import paste_sticker
 
 SETTINGS = Path(__file__).parents[1] / "data_prep" / "isic.yaml"
 

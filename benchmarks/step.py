@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.allocator import keep_freed_memory
 from cdep_run.batch import Batch, Box, Groups
-from cdep_run.groups import boxes_mask, corners
-from cdep_run.loop import Trainer
+from cdep_run.datasets.annotation import boxes_mask, corners
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.penalties.rrr import RRR
+from cdep_run.training.device import keep_freed_memory
+from cdep_run.training.loop import Trainer
 
 # --- The three-convolution way -------------------------------------------------------------------
 

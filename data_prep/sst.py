@@ -9,9 +9,9 @@ import sys
 
 from hydra import compose, initialize_config_dir
 
-from cdep_run.config import config_dir, register_schemas
+from cdep_run.config.schemas import config_dir, register_schemas
 from cdep_run.errors import CdepError
-from cdep_run.train import build, plain
+from cdep_run.training.build import build, plain
 
 
 def main() -> int:

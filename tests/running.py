@@ -15,8 +15,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from cdep_run.config import config_dir, register_schemas
-from cdep_run.train import main, plain, train
+from cdep_run.config.schemas import config_dir, register_schemas
+from cdep_run.train import main, train
+from cdep_run.training.build import plain
 
 TESTS = Path(__file__).parent
 TINY = ("dataset=tiny", "threads=1", "device=cpu")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cdep_run.attribution import features, input_gradients
 from cdep_run.batch import Batch, Groups
 from cdep_run.cd import windows
-from cdep_run.groups import boxes_mask
+from cdep_run.datasets.annotation import boxes_mask
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.rrr import RRR
 

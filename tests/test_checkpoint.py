@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from cdep_run.checkpoint import Checkpoints
 from cdep_run.errors import CheckpointError, ConfigError
-from cdep_run.loop import Trainer
-from cdep_run.record import METRICS
-from cdep_run.signals import Interrupted
+from cdep_run.results.record import METRICS
+from cdep_run.training.checkpoint import Checkpoints
+from cdep_run.training.loop import Trainer
+from cdep_run.training.signals import Interrupted
 from running import run, weights
 
 EXACT = ("penalty=rrr", "training.restore_best=true", "training.patience=5")
@@ -47,7 +47,7 @@ def outcome(folder: Path, result: dict[str, Any]) -> tuple[Any, ...]:
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ask the run to stop at its `step`-th step."""
     steps = iter(range(1, 10**6))
-    monkeypatch.setattr("cdep_run.signals.StopRequest.received", property(
+    monkeypatch.setattr("cdep_run.training.signals.StopRequest.received", property(
         lambda self: next(steps) >= step, lambda self, value: None), raising=False)  # fmt: skip
 
 

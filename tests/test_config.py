@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
-from cdep_run.config import check, config_dir, refuse_changes
+from cdep_run.config.compare import refuse_changes
+from cdep_run.config.schemas import check, config_dir
 from cdep_run.errors import ConfigError
-from cdep_run.train import build, build_optimizer, plain
+from cdep_run.training.build import build, build_optimizer, plain
 from running import composed
 
 
@@ -138,5 +139,5 @@ def test_what_a_part_refuses_is_said_by_its_name(override: str, words: str) -> N
 
 
 def test_torch_is_not_imported_before_the_configuration_is_checked() -> None:
-    code = "import cdep_run.train, cdep_run.sweep, sys; sys.exit('torch' in sys.modules)"
+    code = "import cdep_run.train, cdep_run.sweeps.sweep, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

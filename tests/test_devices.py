@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from cdep_run.cd import decompose
+from cdep_run.datasets.annotation import ConstantGroups, SampledPixels, corners
 from cdep_run.datasets.base import TensorSplit
 from cdep_run.datasets.sst import FirstWord, Sentences, TextSplit
-from cdep_run.groups import ConstantGroups, SampledPixels, corners
-from cdep_run.loop import Trainer
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.models.lstm import RecurrentClassifier
 from cdep_run.penalties.cdep import CDEP, FORMS
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.penalties.rrr import RRR
+from cdep_run.training.loop import Trainer
 from test_rules import ACTIVATIONS, OPS, inputs, model_of
 from tiny_data import OwnMasks
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cdep_run.runs import load_runs
+from cdep_run.results.runs import load_runs
 from cdep_run.tables import tables
 from cdep_run.tables.spec import names, read
 

@@ -11,19 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from cdep_run import features, rows
 from cdep_run.batch import Batch
 from cdep_run.cd import decompose
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import CdepError
-from cdep_run.features import FeatureSplit, from_cache
+from cdep_run.features import cache as features
+from cdep_run.features import store as rows
+from cdep_run.features.cache import FeatureSplit, from_cache
+from cdep_run.features.store import RowError, RowStore
 from cdep_run.models.frozen import FrozenTrunk
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.penalties.rrr import RRR
-from cdep_run.rows import RowError, Rows
-from cdep_run.train import plain, train
+from cdep_run.train import train
+from cdep_run.training.build import plain
 from running import composed, weights
 from tiny_isic import SIZE, bunch_of, name, net, tiny_isic
 
@@ -141,7 +143,7 @@ def test_without_rules_no_relevant_part_is_taken_from_runs_that_had_some(folder)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, passed, monkeypatch):
-    add, calls = Rows.add, []
+    add, calls = RowStore.add, []
 
     def interrupted(self, names, new):
         if len(calls) == 3:
@@ -152,10 +154,10 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, passed, monkeypatch):
         add(self, names, new)
 
     bunch, rules = bunch_of(folder), {"relu": "asymmetric"}
-    monkeypatch.setattr(Rows, "add", interrupted)
+    monkeypatch.setattr(RowStore, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         from_cache(bunch, net(), rules)
-    monkeypatch.setattr(Rows, "add", add)
+    monkeypatch.setattr(RowStore, "add", add)
     passed.clear()
     resumed = from_cache(bunch, net(), rules)
     assert sum(passed[1:]) == 48 - sum(calls)

@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cdep_run.datasets.annotation import ConstantGroups, SampledPixels, corners
 from cdep_run.datasets.base import TensorSplit
-from cdep_run.groups import ConstantGroups, SampledPixels, corners
-from cdep_run.loop import Trainer
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.penalties import eg
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.penalties.rrr import RRR
+from cdep_run.training.loop import Trainer
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(

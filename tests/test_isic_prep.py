@@ -19,12 +19,12 @@ from cdep_run.errors import ConfigError
 from cdep_run.isic_prep.images import PrepareError, read_rgb, resize
 from cdep_run.isic_prep.masks import segment, struck
 from cdep_run.isic_prep.paste import paste
-from cdep_run.isic_prep.report import Report
 from cdep_run.isic_prep.segment import dilate, segment_patches
 from cdep_run.isic_prep.settings import load
 from cdep_run.isic_prep.sheet import sheet
 from cdep_run.isic_prep.splits import divide, groups_of, splits
-from cdep_run.stickers import paste_sticker
+from cdep_run.isic_prep.step_report import Report
+from cdep_run.isic_prep.stickers import paste_sticker
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "data_prep" / "isic.yaml"

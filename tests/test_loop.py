@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from cdep_run.batch import Batch, Groups
-from cdep_run.config import Training
+from cdep_run.config.schemas import Training
 from cdep_run.errors import ConfigError, TrainingError
-from cdep_run.loop import Trainer, reseed
 from cdep_run.metrics import scores
-from cdep_run.record import read_result
-from cdep_run.train import check_data, load, plain
+from cdep_run.results.load import load
+from cdep_run.results.record import read_result
+from cdep_run.training.build import plain
+from cdep_run.training.checks import check_data
+from cdep_run.training.loop import Trainer, reseed
 from running import composed, run, weights
 from tiny_data import TinyNet, tiny
 

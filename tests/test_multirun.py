@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from cdep_run import sweep
-from cdep_run.config import last_of_each, sweep_folder, with_first_choices
+from cdep_run.config.overrides import last_of_each, sweep_folder, with_first_choices
 from cdep_run.files import alone_in
-from cdep_run.manifest import Entry, format_table, seconds_left
+from cdep_run.results.text import aligned_table
+from cdep_run.sweeps import sweep
+from cdep_run.sweeps.manifest import Entry, seconds_left
 from running import TESTS, TINY, command, inside
 
 OWN = ("--config-dir", str(TESTS / "configs"))
@@ -337,4 +338,5 @@ def test_the_time_left_comes_from_runs_of_the_same_kind() -> None:
 
 def test_the_table_leaves_empty_what_a_row_does_not_have() -> None:
     rows = [{"job": "0", "accuracy": "0.9", "error": ""}, {"job": "10", "error": "no"}]
-    assert format_table(rows) == "job  accuracy  folder  error\n0    0.9\n10                     no"
+    text = aligned_table(rows, last=("folder", "error"))
+    assert text == "job  accuracy  folder  error\n0    0.9\n10                     no"

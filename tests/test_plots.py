@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdep_run.plots import gallery, sensitivity
+from cdep_run.evidence.explainers import sensitivity
+from cdep_run.evidence.plots import gallery
 from tiny_data import TinyNet, tiny
 
 

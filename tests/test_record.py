@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cdep_run import files, record
+from cdep_run import files
 from cdep_run.metrics import scores
+from cdep_run.results import record
 from running import run
 
 

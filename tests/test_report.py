@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from cdep_run.batch import Groups
-from cdep_run.commands import command, overrides
-from cdep_run.config import settings
+from cdep_run.config.commands import command, overrides
+from cdep_run.config.compare import deciding_settings
 from cdep_run.datasets.base import TensorSplit
 from cdep_run.report import main
 from cdep_run.report.collect import Report, collect
 from cdep_run.report.examples import add_examples, sentence
 from cdep_run.report.page import write_page
-from cdep_run.train import plain
+from cdep_run.training.build import plain
 from running import composed, run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -93,7 +93,7 @@ def test_the_command_of_a_run_composes_its_settings_again(said):
     config = plain(composed(*said))
     found, unknown = overrides(config)
     again = plain(composed(*(f"{key}={value}" for key, value in found.items())))
-    assert settings(again) == settings(config) and unknown == []
+    assert deciding_settings(again) == deciding_settings(config) and unknown == []
     assert len(found) <= len(said) + 2  # nothing is said that is the default anyway
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cdep_run import reproduce
-from cdep_run.config import config_dir
-from cdep_run.manifest import Entry, Manifest
+from cdep_run.config.schemas import config_dir
+from cdep_run.sweeps import reproduce
+from cdep_run.sweeps.manifest import Entry, Manifest
 from running import TESTS, inside
 
 SWEEPS = sorted(file.stem for file in (config_dir() / "sweep").glob("*.yaml"))
@@ -26,7 +26,7 @@ def test_a_sweep_opens_with_its_command_and_plans_as_many_runs_as_it_says(
 ) -> None:
     seen: list[dict[str, Any]] = []
     known = SimpleNamespace(fingerprint="f" * 64)
-    monkeypatch.setattr("cdep_run.sweep.build", lambda node: seen.append(node) or known)
+    monkeypatch.setattr("cdep_run.sweeps.sweep.build", lambda node: seen.append(node) or known)
     text = (config_dir() / "sweep" / f"{name}.yaml").read_text()
     opens = r"cdep-run -m \+sweep=(\w+)\n# .*?Run time: (\d+) runs\b.*\n# Expected"
     said = re.search(opens, text, re.DOTALL)
@@ -44,7 +44,7 @@ def test_every_table_of_the_papers_has_its_sweep() -> None:
 
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
-    """The exit code of `python -m cdep_run.reproduce`."""
+    """The exit code of `python -m cdep_run.sweeps.reproduce`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["reproduce", *words])
     with pytest.raises(SystemExit) as end:

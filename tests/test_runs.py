@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cdep_run.runs import load_runs
+from cdep_run.results.runs import load_runs
 from made_records import make_record
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cdep_run.runs import load_runs
-from cdep_run.selection import chosen, scores, select
+from cdep_run.results.runs import load_runs
+from cdep_run.results.selection import chosen, scores, select
 from made_records import make_record
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdep_run.stickers import COLOURS, StickerStyle, paste_sticker
+from cdep_run.isic_prep.stickers import COLOURS, StickerStyle, paste_sticker
 
 SKIN = np.full((64, 80, 3), (205, 170, 150), dtype=np.uint8)
 

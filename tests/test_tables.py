@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cdep_run.config import config_dir
+from cdep_run.config.schemas import config_dir
 from cdep_run.errors import ConfigError
-from cdep_run.runs import load_runs
+from cdep_run.results.runs import load_runs
 from cdep_run.tables import main, tables
 from cdep_run.tables.build import Table, build
 from cdep_run.tables.formats import latex, markdown, page
 from cdep_run.tables.spec import Column, Row, Spec, names, read
 from cdep_run.tables.values import interval, p_equal, value
-from cdep_run.train import plain
+from cdep_run.training.build import plain
 from made_records import make_record
 from running import composed
 
@@ -259,7 +259,7 @@ def test_every_format_says_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", names())
 def test_every_table_of_ours_is_read_and_every_row_of_it_can_be_run(name, tmp_path):
-    from cdep_run.commands import defaults, literal
+    from cdep_run.config.commands import defaults, literal
 
     found = read(name)
     for row in found.rows:

@@ -19,7 +19,7 @@ def test_the_command_works_from_the_wheel_in_any_folder(tmp_path: Path) -> None:
     subprocess.run(build, cwd=TESTS.parent, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import cdep_run.config as c; print(c.__file__); from cdep_run.train import main; main()"
+    code = "import cdep_run; print(cdep_run.__file__); from cdep_run.train import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "--info", "searchpath"],
         cwd=tmp_path,

@@ -13,21 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.errors import CdepError
+from cdep_run.evidence.words import chosen, encode, group_scores, known_phrases, places, read, write
+from cdep_run.evidence.words_page import Reading, Sentence, as_html, colour
 from cdep_run.models.lstm import RecurrentClassifier
-from cdep_run.train import load
-from cdep_run.words import (
-    Reading,
-    Sentence,
-    as_html,
-    chosen,
-    colour,
-    encode,
-    group_scores,
-    known_phrases,
-    places,
-    read,
-    write,
-)
+from cdep_run.results.load import load
 from running import run
 from tiny_data import VOCABULARY, tiny_text
 
@@ -196,11 +185,11 @@ def test_images_and_other_data_are_refused(runs, tmp_path) -> None:
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cdep_run.words", "absent", "absent"],
+        [sys.executable, "-m", "cdep_run.evidence.words", "absent", "absent"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("cdep_run.words: error: absent holds no finished run")
+    assert done.stderr.startswith("cdep_run.evidence.words: error: absent holds no finished run")

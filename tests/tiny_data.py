@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.batch import Batch, Groups
+from cdep_run.datasets.annotation import SampledPixels
 from cdep_run.datasets.base import Bunch, TensorSplit, fingerprint
-from cdep_run.groups import SampledPixels
 
 SIZE, CLASSES = 6, 3
 

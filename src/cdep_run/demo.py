@@ -9,12 +9,15 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from cdep_run.config import config_dir, register_schemas
+from cdep_run.config.commands import TITLES
+from cdep_run.config.schemas import config_dir, register_schemas
 from cdep_run.errors import CdepError
-from cdep_run.plots import gallery
-from cdep_run.train import load, plain, train
+from cdep_run.evidence.plots import gallery
+from cdep_run.results.load import load
+from cdep_run.train import train
+from cdep_run.training.build import plain
 
-PENALTIES = {"none": "none", "cdep": "CDEP", "rrr": "RRR", "eg": "EG"}
+PENALTIES = ("none", "cdep", "rrr", "eg")
 EXAMPLES = 6  # rows of the figure
 
 
@@ -24,7 +27,8 @@ def main() -> None:
     folder = Path("outputs/demo") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     register_schemas()
     results, models = {}, {}
-    for penalty, title in PENALTIES.items():
+    for penalty in PENALTIES:
+        title = TITLES[penalty]
         print(f"training decoy digits, penalty {title} …", flush=True)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = plain(compose("train", [f"penalty={penalty}", "training.tensorboard=false"]))

@@ -106,7 +106,7 @@ class SubmititLocal(Launcher):
     def _note(self, overrides: Sequence[str], number: int) -> None:
         """Write the status that the job could not write; one that was stopped is no failure."""
         from cdep_run.files import read_json
-        from cdep_run.record import STATUS, write_status
+        from cdep_run.results.record import STATUS, write_status
 
         config = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
@@ -129,7 +129,7 @@ def run_in_child(
     number: int,
 ) -> JobReturn:
     """The job itself, in its own process; `state` is that of Hydra's singletons."""
-    from cdep_run.config import register_schemas
+    from cdep_run.config.schemas import register_schemas
 
     Singleton.set_state(state)
     register_schemas()  # again: setting the state lets all plugins store their configurations

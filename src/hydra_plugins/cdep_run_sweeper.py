@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class ArmsSweeper(Sweeper):
-    """See `configs/hydra/sweeper/arms.yaml` for the options; the work is `cdep_run.sweep.Sweep`."""
+    """Hands the sweep to `cdep_run.sweeps.sweep`; options: configs/hydra/sweeper/arms.yaml."""
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = OmegaConf.to_container(
@@ -36,9 +36,9 @@ class ArmsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs; the process ends with 1 unless all are done, with 130 if interrupted."""
-        from cdep_run.errors import CdepError  # late: Hydra imports all plugins at every start
+        from cdep_run.errors import CdepError
         from cdep_run.files import alone_in
-        from cdep_run.sweep import Sweep, sweep_manifest
+        from cdep_run.sweeps.sweep import Sweep, sweep_manifest
 
         before = signal.signal(signal.SIGTERM, interrupt)
         try:

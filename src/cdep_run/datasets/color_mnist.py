@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cdep_run.datasets.annotation import SampledPixels
 from cdep_run.datasets.base import Annotation, Bunch, TensorSplit, fingerprint
 from cdep_run.datasets.mnist import NAMES, Images, hold_out, load
-from cdep_run.groups import SampledPixels
 
 RED, PURPLE = (0.0, 1.0, 0.5), (0.83333, 1.0, 128 / 255 / 2)  # hue, saturation, lightness
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdep_run.datasets.annotation import ConstantGroups, corners
 from cdep_run.datasets.base import Bunch, DataError
 from cdep_run.datasets.mnist import NAMES, Images, grey_bunch, hold_out, load
-from cdep_run.groups import ConstantGroups, corners
 
 TEST_PATCHES = ("inverted", "random")
 

@@ -24,7 +24,7 @@ from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.measure import MEASURES, Found, Options, judge
 from cdep_run.evidence.summary import COLUMNS, figure, markdown, summarise
 from cdep_run.files import write_atomic, write_json
-from cdep_run.pool import Setting, settings
+from cdep_run.results.folds import FoldSetting, fold_settings
 
 
 def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
     Raises:
         CdepError: no finished run, or one whose images cannot be judged.
     """
-    chosen = settings(folders)
+    chosen = fold_settings(folders)
     out.mkdir(parents=True, exist_ok=True)
     order, found = [setting.name for setting in chosen], Found()
     with tqdm(desc="evidence", unit=" portions", disable=not sys.stderr.isatty()) as bar:
@@ -62,7 +62,7 @@ def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:
     return report
 
 
-def described(chosen: list[Setting], summary: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def described(chosen: list[FoldSetting], summary: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The measures of each setting, with how many runs they come from and of which code."""
     return {
         one.name: {

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdep_run import judges
 from cdep_run.batch import Batch
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import CdepError, ConfigError
-from cdep_run.stickers import paste_sticker
-from cdep_run.train import load
+from cdep_run.evidence import explainers
+from cdep_run.isic_prep.stickers import paste_sticker
+from cdep_run.results.load import load
 
 MEASURES = {
     "area": "patch's area",
@@ -159,7 +159,7 @@ def explained(bunch: Bunch, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def odds(model: nn.Module, inputs: Tensor, classes: Tensor) -> Tensor:
     """Log-odds of each of `classes`, `[N]`."""
-    return judges.log_odds(model(inputs), classes)
+    return explainers.log_odds(model(inputs), classes)
 
 
 def with_patch(
@@ -177,15 +177,18 @@ def with_patch(
 
     def painted() -> Tensor:
         each = zip(inputs, mask, strict=True)
-        return torch.stack([judges.painted_over(image, where) for image, where in each])
+        return torch.stack([explainers.painted_over(image, where) for image, where in each])
 
     measured: dict[str, Callable[[], Tensor]] = {
         "area": lambda: mask.float().mean((1, 2)),
-        "cd_share": lambda: judges.cd_share(
-            judges.without_last_bias(model, bunch.num_classes), inputs, mask[:, None], options.relu
+        "cd_share": lambda: explainers.cd_share(
+            explainers.without_last_bias(model, bunch.num_classes),
+            inputs,
+            mask[:, None],
+            options.relu,
         ),
-        "gradcam": lambda: judges.inside(judges.gradcam(model, inputs, labels), mask),
-        "gradient": lambda: judges.inside(judges.gradient(model, inputs, labels), mask),
+        "gradcam": lambda: explainers.inside(explainers.gradcam(model, inputs, labels), mask),
+        "gradient": lambda: explainers.inside(explainers.gradient(model, inputs, labels), mask),
         "painted_over": lambda: odds(model, painted(), classes) - odds(model, inputs, classes),
     }
     for measure, value in measured.items():
@@ -205,7 +208,7 @@ def picture(
     assert bunch.display is not None
     images = bunch.display(batch.inputs).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     try:
-        heat = judges.gradcam(model, batch.inputs, batch.labels)
+        heat = explainers.gradcam(model, batch.inputs, batch.labels)
     except CdepError:  # named in left_out
         return
     heat = heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)

@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cdep_run.evidence.measure import MEASURES, Found, Options, spread
+from cdep_run.evidence.plots import Column, draw
 from cdep_run.metrics import CONFIDENCE
-from cdep_run.plots import Column, draw
-from cdep_run.pool import table
+from cdep_run.results.text import markdown_table
 
 COLUMNS = ["setting", "id", "measure", "value"]
 """Of `Found.rows`, and of evidence.csv."""
@@ -93,7 +93,7 @@ def markdown(report: dict[str, Any]) -> str:
         if measure != "area":
             shown = [number(c and c["ratio"], c and c["ratio_interval"]) for c in cells[1:]]
             ratios.append([title, str(cells[0]["images"]), *shown])
-    lines = table(rows) + (["", *table(ratios)] if len(names) > 1 else [])
+    lines = [markdown_table(rows), *(["", markdown_table(ratios)] if len(names) > 1 else [])]
     notes = [f"Left out: {ROWS[m]}: {why}." for m, why in report["left_out"].items()]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 

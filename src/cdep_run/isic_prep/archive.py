@@ -28,8 +28,8 @@ from urllib3.util import Retry
 
 from cdep_run.errors import CdepError
 from cdep_run.files import read_json, sync_folder, write_json
-from cdep_run.isic_prep.report import Report, write_table
 from cdep_run.isic_prep.settings import Download
+from cdep_run.isic_prep.step_report import Report, write_table
 
 PAGE = 100  # images a page; the API gives no more
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}

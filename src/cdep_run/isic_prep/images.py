@@ -21,8 +21,8 @@ from tqdm import tqdm
 from cdep_run.errors import CdepError
 from cdep_run.files import write_atomic
 from cdep_run.isic_prep.archive import SUFFIXES, diagnoses, label_of
-from cdep_run.isic_prep.report import Report
 from cdep_run.isic_prep.settings import Resize
+from cdep_run.isic_prep.step_report import Report
 
 COLUMNS = ("isic_id", "status", "detail", "sha256", "input")
 """`status` is ok or skipped; `sha256` is of the new pixels; `input` names what they came from."""

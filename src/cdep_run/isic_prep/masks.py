@@ -12,16 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cdep_run.files import write_atomic
-from cdep_run.isic_prep.images import (
-    UNREADABLE,
-    PrepareError,
-    decoding_error,
-    each,
-    input_key,
-)
-from cdep_run.isic_prep.report import Report
+from cdep_run.isic_prep.images import UNREADABLE, PrepareError, decoding_error, each, input_key
 from cdep_run.isic_prep.segment import dilate, segment_patches
 from cdep_run.isic_prep.settings import Segment
+from cdep_run.isic_prep.step_report import Report
 
 COLUMNS = ("isic_id", "status", "fraction", "origin", "detail", "input")
 """`status` is mask, none or remark; `fraction` is of the image; `origin` is own or automatic."""

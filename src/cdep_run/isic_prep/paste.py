@@ -12,9 +12,9 @@ from PIL import Image
 
 from cdep_run.files import write_atomic
 from cdep_run.isic_prep.images import PrepareError, each
-from cdep_run.isic_prep.report import write_table
 from cdep_run.isic_prep.settings import Paste
-from cdep_run.stickers import paste_sticker
+from cdep_run.isic_prep.step_report import write_table
+from cdep_run.isic_prep.stickers import paste_sticker
 
 
 def _one(job: tuple[Path, Path, Path, int]) -> float:

@@ -12,8 +12,8 @@ from cdep_run.isic_prep.images import COLUMNS as RESIZE_COLUMNS
 from cdep_run.isic_prep.images import PrepareError, find_metadata, usable
 from cdep_run.isic_prep.masks import COLUMNS as MASK_COLUMNS
 from cdep_run.isic_prep.masks import struck
-from cdep_run.isic_prep.report import Report, write_table
 from cdep_run.isic_prep.settings import Resize, Splits
+from cdep_run.isic_prep.step_report import Report, write_table
 
 
 def collect(folder: Path, options: Resize) -> pd.DataFrame:

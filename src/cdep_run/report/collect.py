@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from cdep_run.commands import TITLES, command_of, label, overrides, shared
-from cdep_run.runs import load_runs
-from cdep_run.selection import select
+from cdep_run.config.commands import TITLES, command_of, label, overrides, shared
+from cdep_run.results.runs import load_runs
+from cdep_run.results.selection import select
 from cdep_run.tables import tables
 from cdep_run.tables.spec import names, read
 

@@ -55,7 +55,7 @@ def add_examples(report: Report, count: int) -> None:
 
 def drawn(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
     """Examples of a data set as its trained nets see them."""
-    from cdep_run.train import load
+    from cdep_run.results.load import load
 
     loaded = {title: load(Path(run.path).parent) for title, run in runs.items()}
     _, bunch = next(iter(loaded.values()))
@@ -69,7 +69,7 @@ def pictures(models: dict[str, nn.Module], bunch: Bunch, count: int) -> dict[str
     """Test images, those with a mask first: columns of pictures as data URIs, with captions."""
     import torch
 
-    from cdep_run.plots import sensitivity
+    from cdep_run.evidence.explainers import sensitivity
 
     split = bunch.splits["test"]
     labels = split.labels.tolist()
@@ -106,7 +106,8 @@ def pictures(models: dict[str, nn.Module], bunch: Bunch, count: int) -> dict[str
 
 def sentences(models: dict[str, nn.Module], bunch: Bunch, count: int) -> dict[str, Any]:
     """Training sentences with the word that must not matter, then test sentences, word by word."""
-    from cdep_run.words import CLASSES, read
+    from cdep_run.evidence.words import read
+    from cdep_run.evidence.words_page import CLASSES
 
     found = []
     for name, several in (("train", count - count // 2), ("test", count // 2)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from cdep_run.errors import CdepError
-from cdep_run.runs import load_runs
+from cdep_run.results.runs import load_runs
 from cdep_run.tables.build import Table, build
 from cdep_run.tables.formats import markdown, write
 from cdep_run.tables.spec import Spec, names, read

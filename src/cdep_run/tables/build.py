@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cdep_run.commands import literal
+from cdep_run.config.commands import literal
+from cdep_run.tables.lines import Line, lines
 from cdep_run.tables.notes import notes
-from cdep_run.tables.rows import Line, lines
 from cdep_run.tables.spec import Column, Spec
 from cdep_run.tables.values import Filled, Value, fill, interval, value
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from cdep_run.files import write_atomic
+from cdep_run.results.text import markdown_table
 from cdep_run.tables.build import Table
 
 LATEX = {
@@ -26,12 +27,10 @@ STYLE = (
 def markdown(table: Table) -> str:
     """With notes and commands beneath."""
     body = [[f"**{text}**" if bold else text for text, bold in row] for row in table.body]
-    rows = [table.head, ["---"] * len(table.head), *body]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n\n".join(
         [
             f"## {table.title}",
-            "\n".join(lines),
+            markdown_table([table.head, *body]),
             "\n".join(f"- {note}" for note in table.notes),
             *(
                 ["\n".join(f"    {command}" for command in table.commands)]

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pandas as pd
 
-from cdep_run.tables.rows import Line
+from cdep_run.tables.lines import Line
 from cdep_run.tables.spec import Spec
 from cdep_run.tables.values import CONFIDENCE, LEVEL, Filled, one_machine
 

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdep_run.commands import defaults
-from cdep_run.config import config_dir
+from cdep_run.config.commands import defaults
+from cdep_run.config.schemas import config_dir
 from cdep_run.errors import ConfigError
 
 UNITS = {"%": 100.0, "s": 1.0, "GB": 1e-9, "": 1.0}

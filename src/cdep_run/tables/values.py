@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from scipy import stats
 
-from cdep_run.tables.rows import Line
+from cdep_run.tables.lines import Line
 from cdep_run.tables.spec import UNITS, Column
 
 LEVEL = 0.05

@@ -1,0 +1,1 @@
+"""Configuration: types, checks, comparison, overrides, and what is hooked into Hydra."""

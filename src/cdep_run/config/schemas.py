@@ -1,0 +1,419 @@
+"""The configuration's types and checks: what may be set, and to what. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import MISSING, OmegaConf
+
+from cdep_run.config.overrides import sweep_folder
+from cdep_run.errors import ConfigError
+
+# Values and their explanation stand in the YAML files; here are the types alone.
+
+
+class Precision(Enum):
+    """Number format of the forward pass; weights and optimiser stay in float32."""
+
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+@dataclass
+class Training:
+    """How long and in what portions the loop trains; explained in `configs/train.yaml`."""
+
+    batch_size: int = MISSING
+    epochs: int = MISSING
+    patience: int | None = MISSING
+    restore_best: bool = MISSING
+    evaluation_batch_size: int = MISSING
+    check_every: int = MISSING
+    checkpoint_seconds: float = MISSING
+    tensorboard: bool = MISSING
+    resamples: int = MISSING
+
+
+@dataclass
+class Config:
+    """One run; the groups hold `_target_` and its arguments, typed by their own schema."""
+
+    dataset: Any = MISSING
+    model: Any = MISSING
+    penalty: Any = MISSING
+    optimizer: Any = MISSING
+    training: Training = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    precision: Precision = MISSING
+    threads: int | None = MISSING
+    data_dir: str = MISSING
+    resume: bool = MISSING
+
+
+@dataclass
+class Dataset:
+    """What every data set of ours has; one of a user's own is typed only if it names this."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    seed: int = MISSING
+    train_size: int | None = MISSING
+    penalties: dict[str, dict[str, Any]] = MISSING
+
+
+@dataclass
+class Decoy:
+    """Of the patch that gives the label away."""
+
+    patch_size: int = MISSING
+    test_patch: str = MISSING
+
+
+@dataclass
+class DecoyDigits(Decoy, Dataset):
+    """`cdep_run.datasets.decoy.decoy_digits`."""
+
+    val_size: int = MISSING
+    test_size: int = MISSING
+    ink: int = MISSING
+
+
+@dataclass
+class Mnist(Dataset):
+    """`cdep_run.datasets.mnist.mnist`."""
+
+    val_size: int = MISSING
+    source: str = MISSING
+    data_dir: str = MISSING
+    download: bool = MISSING
+
+
+@dataclass
+class DecoyMnist(Decoy, Mnist):
+    """`cdep_run.datasets.decoy.decoy_mnist`."""
+
+
+@dataclass
+class ColorMnist(Mnist):
+    """`cdep_run.datasets.color_mnist.color_mnist`."""
+
+    pixels: int = MISSING
+
+
+@dataclass
+class Sst(Dataset):
+    """`cdep_run.datasets.sst.sst`."""
+
+    variant: str = MISSING
+    data_dir: str = MISSING
+    download: bool = MISSING
+    check_sums: bool = MISSING
+    cache_dir: str = MISSING
+    vectors: str = MISSING
+    words: list[str] = MISSING
+    neutral: str | None = MISSING
+    biased: bool = MISSING
+    penalised: list[str] = MISSING
+    held_out: float = MISSING
+    max_length: int = MISSING
+
+
+@dataclass
+class Isic(Dataset):
+    """`cdep_run.datasets.isic.isic`."""
+
+    data_dir: str = MISSING
+    fold: int | None = MISSING
+    shares: dict[str, float] = MISSING
+    folds: int = MISSING
+    groups: list[str] = MISSING
+    patch_share: float | None = MISSING
+    exclude_patches: bool = MISSING
+    class_weights: bool = MISSING
+    size: int | None = MISSING
+    cache: bool = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
+class Penalty:
+    """What every penalty has: its λ."""
+
+    name: str = MISSING
+    _target_: str = MISSING
+    strength: float = MISSING
+
+
+class CDForm(Enum):
+    """How CDEP measures a group's contribution."""
+
+    pair = "pair"
+    centred = "centred"
+    classwise = "classwise"
+    text = "text"
+
+
+class ReLURule(Enum):
+    """CD's rule for ReLU."""
+
+    asymmetric = "asymmetric"
+    symmetric = "symmetric"
+    last = "last"
+
+
+class RecurrentBias(Enum):
+    """Where the biases of a recurrent net belong to the group."""
+
+    inside = "inside"
+    before_last = "before_last"
+
+
+class LstmGates(Enum):
+    """Whose is what an LSTM's gate of one part does to the other part's content."""
+
+    published = "published"
+    shared = "shared"
+
+
+class GradientForm(Enum):
+    """Whose definition of a gradient penalty: its own paper's or the published CDEP code's."""
+
+    paper = "paper"
+    code = "code"
+
+
+@dataclass
+class CDEP(Penalty):
+    """`cdep_run.penalties.cdep.CDEP`."""
+
+    form: CDForm = MISSING
+    relu: ReLURule = MISSING
+    recurrent_bias: RecurrentBias = MISSING
+    lstm_gates: LstmGates = MISSING
+    detach_vectors: bool = MISSING
+
+
+@dataclass
+class RRR(Penalty):
+    """`cdep_run.penalties.rrr.RRR`."""
+
+    form: GradientForm = MISSING
+
+
+@dataclass
+class EG(RRR):
+    """`cdep_run.penalties.eg.ExpectedGradients`."""
+
+    samples: int = MISSING
+
+
+@dataclass
+class Adam:
+    """`torch.optim.Adam`."""
+
+    _target_: str = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    fused: bool = MISSING
+
+
+@dataclass
+class SGD(Adam):
+    """`torch.optim.SGD`."""
+
+    momentum: float = MISSING
+
+
+@dataclass
+class TorchvisionModel:
+    """`cdep_run.models.zoo.torchvision_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    weights: str | None = MISSING
+    size: int | None = MISSING
+
+
+@dataclass
+class FrozenTrunk:
+    """`cdep_run.models.frozen.frozen_trunk`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    weights: str | None = MISSING
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    trainable: list[str] = MISSING
+
+
+@dataclass
+class TimmModel:
+    """`cdep_run.models.zoo.timm_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: bool = MISSING
+    size: int | None = MISSING
+
+
+@dataclass
+class HfModel:
+    """`cdep_run.models.zoo.hf_model`."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: str | None = MISSING
+    padding: int = MISSING
+    options: dict[str, Any] = MISSING
+
+
+class Cell(Enum):
+    """Kind of recurrent net."""
+
+    lstm = "lstm"
+    gru = "gru"
+
+
+class Reading(Enum):
+    """After which word the state of a recurrent net is read."""
+
+    last_word = "last_word"
+    padding = "padding"
+
+
+@dataclass
+class MnistCNN:
+    """`cdep_run.models.cnn.MnistCNN`."""
+
+    _target_: str = MISSING
+    hidden: int = MISSING
+
+
+@dataclass
+class RecurrentClassifier:
+    """`cdep_run.models.lstm.RecurrentClassifier`."""
+
+    _target_: str = MISSING
+    hidden: int = MISSING
+    layers: int = MISSING
+    bidirectional: bool = MISSING
+    cell: Cell = MISSING
+    train_vectors: bool = MISSING
+    read: Reading = MISSING
+    dropout: float = MISSING
+
+
+@dataclass
+class SubmititLocal:
+    """`hydra/launcher=submitit_local`: each job of a sweep in a process of its own.
+
+    Takes the place of the configuration of the same name in hydra-submitit-launcher, and so has
+    values here: Hydra would hold a YAML file of that name against the other one's types.
+    """
+
+    _target_: str = "hydra_plugins.cdep_run_launcher.SubmititLocal"
+    parallel: int = 1  # jobs at the same time; unless `threads` is set they share the cores
+    gpus_per_node: int = 1  # GPUs that a job sees, counted from the first; submitit hides the rest
+    timeout_min: int = 100_000  # minutes until a job is stopped
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"  # what the processes print
+    name: str = "cdep-run"
+
+
+class SameCode(Enum):
+    """Which finished runs count as made by the same code."""
+
+    version = "version"
+    commit = "commit"
+    any = "any"
+
+
+@dataclass
+class Arms:
+    """`hydra_plugins.cdep_run_sweeper.ArmsSweeper`."""
+
+    _target_: str = MISSING
+    params: dict[str, Any] = MISSING
+    arms: dict[str, dict[str, Any]] = MISSING
+    choose_strength: bool = MISSING
+    reuse: list[str] = MISSING
+    same_code: SameCode = MISSING
+    plan_only: bool = MISSING
+
+
+SCHEMAS = {
+    "schema": Config,
+    "schema_arms": Arms,
+    "schema_decoy_digits": DecoyDigits,
+    "schema_mnist": Mnist,
+    "schema_decoy_mnist": DecoyMnist,
+    "schema_color_mnist": ColorMnist,
+    "schema_sst": Sst,
+    "schema_isic": Isic,
+    "schema_none": Penalty,
+    "schema_cdep": CDEP,
+    "schema_rrr": RRR,
+    "schema_eg": EG,
+    "schema_adam": Adam,
+    "schema_sgd": SGD,
+    "schema_mnist_cnn": MnistCNN,
+    "schema_lstm": RecurrentClassifier,
+    "schema_torchvision": TorchvisionModel,
+    "schema_frozen": FrozenTrunk,
+    "schema_timm": TimmModel,
+    "schema_hf": HfModel,
+}
+
+
+def register_schemas() -> None:
+    """Make the types known to Hydra under the names that the YAML files refer to."""
+    Plugins.instance()  # finds all plugins now, so that none stores its configuration over ours
+    store = ConfigStore.instance()
+    for name, node in SCHEMAS.items():
+        store.store(name=name, node=node, provider="cdep-run")
+    store.store("submitit_local", SubmititLocal, group="hydra/launcher", provider="cdep-run")
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+
+
+def config_dir() -> Path:
+    """Return the folder of the YAML files: the installed package's, else the working copy's."""
+    package = Path(__file__).parents[1]
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parents[1] / "configs"
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse values of the right type that no run can use.
+
+    Raises:
+        ConfigError: names the key, the value that came and what is accepted.
+    """
+    training = config["training"]
+    for name in training.keys() - {f.name for f in fields(Training)}:
+        known = ", ".join(f.name for f in fields(Training))
+        raise ConfigError(f"there is no setting training.{name}; there are {known}")
+    rules = [
+        ("penalty.strength", config["penalty"]["strength"], 0, "0 or more (λ; 0 switches it off)"),
+        ("optimizer.lr", config["optimizer"]["lr"], 0, "0 or more"),
+        ("training.batch_size", training["batch_size"], 1, "1 or more"),
+        ("training.evaluation_batch_size", training["evaluation_batch_size"], 1, "1 or more"),
+        ("training.epochs", training["epochs"], 1, "1 or more"),
+        ("training.patience", training["patience"], 0, "0 or more, or null: no early stopping"),
+        ("training.check_every", training["check_every"], 1, "1 or more"),
+        ("training.resamples", training["resamples"], 0, "0 or more (0: no intervals)"),
+        ("training.checkpoint_seconds", training["checkpoint_seconds"], 0, "0 or more"),
+        ("threads", config["threads"], 1, "1 or more, or null: as torch chooses"),
+        ("seed", config["seed"], 0, "0 or more"),
+    ]
+    for key, value, least, accepted in rules:
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{key} is {value}; accepted: {accepted}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
+        raise ConfigError(f"device is {config['device']!r}; accepted: auto, cpu, cuda, cuda:N, mps")

@@ -1,0 +1,174 @@
+"""What a run leaves behind: status, settings, metrics, events and, last, result.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdep_run.config.schemas import config_dir
+from cdep_run.files import read_json, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from cdep_run.datasets.base import Bunch
+    from cdep_run.metrics import Predictions
+    from cdep_run.training.loop import Progress, Row
+
+log = logging.getLogger(__name__)
+
+STATUS, RESULT, CONFIG, METRICS = "status.json", "result.json", "config.yaml", "metrics.csv"
+PREDICTIONS = "predictions.csv"
+
+
+def write_status(
+    folder: Path, state: str, overrides: Iterable[str], error: str | None = None
+) -> None:
+    """Note how a job stands: running, finished, failed or interrupted, and its error."""
+    status = {"state": state, "overrides": list(overrides), "error": error}
+    write_json(folder / STATUS, status)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None: a run without one did not finish."""
+    return read_json(folder / RESULT)
+
+
+def selection_metric(result: dict[str, Any]) -> str:
+    """The metric by which λ is chosen; accuracy where an older record does not say."""
+    return result.get("selection_metric", "accuracy")
+
+
+class EpochLog:
+    """`metrics.csv`, TensorBoard events and a line in the log for each epoch."""
+
+    def __init__(self, folder: Path, tensorboard: bool) -> None:
+        self.folder, self.tensorboard = folder, tensorboard
+        self._writer: Any = None
+
+    def __enter__(self) -> EpochLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, history: list[Row]) -> None:
+        """Write all rows so far to the table, the last one to events and log."""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomic(self.folder / METRICS, table.getvalue().encode())
+        row = history[-1]
+        if self.tensorboard:
+            self._write_events(row)
+        accuracies = [
+            f"{key.partition('/')[0]} {value:.4f}"
+            for key, value in row.items()
+            if key.endswith("/accuracy") and value is not None
+        ]
+        log.info(
+            "epoch %d: loss %.4f, penalty %.4g, mean logit %.3g; accuracy: %s; %.1f s",
+            *(row[key] for key in ("epoch", "train/loss", "train/penalty", "train/mean_logit")),
+            ", ".join(accuracies),
+            row["seconds"],
+        )
+
+    def _write_events(self, row: Row) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # late: the import takes a second
+
+            folder = str(self.folder / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=row["epoch"])
+        for name, value in row.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> None:
+    """`predictions.csv`: split, id, label and log-odds of class 1, of every example judged."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("split", "id", "label", "log_odds"))
+    for split, said in predictions.items():
+        columns = (said.ids, said.labels.tolist(), said.log_odds.tolist())
+        writer.writerows((split, *row) for row in zip(*columns, strict=True))
+    write_atomic(folder / PREDICTIONS, table.getvalue().encode())
+
+
+def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[str, Any]:
+    """What result.json says of the training: settings, data, which split decided what, metrics."""
+    best = config["training"]["restore_best"]
+    tested = progress.best_epoch if best else progress.epoch
+    metrics: dict[str, dict[str, Any]] = {}
+    for key, value in progress.history[tested - 1].items():
+        split, _, name = key.partition("/")
+        if name:
+            metrics.setdefault(split, {})[name] = value
+    return {
+        "config": config,
+        "data": {
+            "name": bunch.name,
+            "fingerprint": bunch.fingerprint,
+            "examples": {name: len(split) for name, split in bunch.splits.items()},
+        },
+        "seed": config["seed"],
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "tested_epoch": tested,
+        "epoch_chosen_by": "val" if best else "last epoch trained",
+        "early_stopping_by": None if config["training"]["patience"] is None else "val",
+        "selection_split": bunch.selection_split,
+        "selection_metric": bunch.selection_metric,
+        "metrics": metrics,
+        "history": progress.history,
+        "seconds_per_epoch": sum(progress.column("seconds")) / progress.epoch,
+    }
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Where a run took place: versions, git commit, device, peak memory so far in bytes."""
+    import torch
+
+    cuda = device.type == "cuda"
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on a Mac bytes
+    return {
+        "versions": {
+            "cdep-run": version("cdep-run"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+        },
+        "git": git_state(),
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device)
+        if cuda
+        else resident * (1 if sys.platform == "darwin" else 1024),
+        "peak_memory_kind": "CUDA tensors" if cuda else "resident set of the process",
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working copy that runs, and whether it differs; None for an installed wheel."""
+    root = config_dir().parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}

@@ -1,0 +1,29 @@
+"""Tables as text: Markdown for files, aligned columns for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose head is the first of `rows`; no line break at its end."""
+    head, *body = rows
+    lines = (head, ["---"] * len(head), *body)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+
+
+def aligned_table(rows: Sequence[Mapping[str, str]], last: Sequence[str] = ()) -> str:
+    """Return rows of named cells as aligned columns of text, under a line with the names.
+
+    Args:
+        rows: cells by column name; a cell that a row lacks stays empty.
+        last: columns that stand at the end; the others stand as they first appear.
+    """
+    names = [*dict.fromkeys(name for row in rows for name in row if name not in last), *last]
+    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )

@@ -1,0 +1,1 @@
+"""One training run: build it, check it, fit it, and save its checkpoints."""

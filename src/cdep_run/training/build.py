@@ -1,0 +1,108 @@
+"""Build objects from the configuration: data set, model, penalty, optimiser."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from contextlib import suppress
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cdep_run.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from cdep_run.datasets.base import Bunch
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists, strings and numbers, with everything filled in."""
+    return OmegaConf.to_container(  # type: ignore[return-value]
+        config, resolve=True, throw_on_missing=True, enum_to_str=True
+    )
+
+
+def build(node: dict[str, Any], **extra: Any) -> Any:
+    """Call what `_target_` names with the node's other values as keyword arguments.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such arguments.
+    """
+    not_arguments = ("_target_", "name", "strength", "penalties")
+    arguments = {key: value for key, value in node.items() if key not in not_arguments} | extra
+    made = target(node)
+    with suppress(ValueError):  # of a function in C the arguments are not known
+        try:
+            signature(made).bind(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"{node['_target_']} cannot be called so: {error}") from error
+    return made(**arguments)
+
+
+def build_optimizer(node: dict[str, Any], weights: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of `weights`.
+
+    Raises:
+        ConfigError: it refuses a value, such as a negative weight decay.
+    """
+    try:
+        return build(node, params=weights)
+    except ValueError as error:
+        raise ConfigError(f"optimizer {node['_target_']}: {error}") from error
+
+
+def target(node: dict[str, Any]) -> Any:
+    """What `_target_` names."""
+    module, _, name = node["_target_"].rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"_target_: {node['_target_']} cannot be imported ({error}); a module of your own must "
+            "be installed or lie on PYTHONPATH"
+        ) from error
+
+
+def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
+    """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
+    shape, classes = bunch.input_shape, bunch.num_classes
+    name = {"name": config["model"]["name"]} if "name" in config["model"] else {}
+    vectors: dict[str, Any] = {}
+    if "vectors" in signature(target(config["model"])).parameters:
+        if bunch.vectors is None:
+            wanted = config["model"]["_target_"]
+            raise ConfigError(f"model {wanted} is for text; {bunch.name} has no word vectors")
+        vectors = {"vectors": bunch.vectors}
+    return build(config["model"], input_shape=shape, num_classes=classes, **name, **vectors)
+
+
+def with_cached_features(
+    config: dict[str, Any], bunch: Bunch, model: nn.Module, penalty: Any
+) -> Bunch:
+    """The data as the loop takes it: features where a frozen trunk's are kept, else as it is.
+
+    Raises:
+        CdepError: inputs that cannot be read, a full disk.
+    """
+    from cdep_run.models.frozen import FrozenTrunk
+    from cdep_run.penalties.base import works_on_features
+
+    off = config["penalty"]["strength"] == 0
+    if (
+        bunch.cache_dir is not None
+        and isinstance(model, FrozenTrunk)
+        and model.frozen
+        and (off or works_on_features(penalty))
+    ):
+        from cdep_run.features.cache import from_cache
+
+        rules = None if off else getattr(penalty, "rules", None)
+        images = not off and rules is None and penalty.needs_groups
+        return from_cache(bunch, model, rules, config["precision"], images)
+    for split in bunch.splits.values():
+        split.check()
+    return bunch

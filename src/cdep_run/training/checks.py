@@ -1,0 +1,72 @@
+"""Checks of a run before its first step: do model, penalty and data fit together?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cdep_run.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cdep_run.datasets.base import Bunch
+
+
+def check_model(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
+    """Refuse a model that cannot read the data, before a step is taken.
+
+    Raises:
+        ConfigError: its forward pass fails on a few examples, or does not return logits `[N, C]`.
+    """
+    import torch
+
+    split = bunch.splits["train"]
+    count = min(2, len(split))
+    inputs = split.batch(torch.arange(count, device=split.labels.device)).inputs
+    what = f"model {config['model']['_target_']}, given inputs {list(inputs.shape)} of {bunch.name}"
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        message = str(error).partition("\n")[0]
+        raise ConfigError(f"{what}, fails: {type(error).__name__}: {message}") from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (count, bunch.num_classes):
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(f"{what}, returns {shape}; it must return [{count}, {bunch.num_classes}]")
+
+
+def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
+    """Refuse settings that do not fit the data, before a step is taken.
+
+    Raises:
+        ConfigError: batch larger than the data, no groups, or a mask of the wrong shape.
+    """
+    split, wanted = bunch.splits["train"], config["training"]["batch_size"]
+    if wanted > len(split):
+        raise ConfigError(
+            f"training.batch_size is {wanted}, but {bunch.name} has {len(split)} training examples"
+        )
+    if config["penalty"]["strength"] == 0 or not penalty.needs_groups:
+        return
+    import torch
+
+    batch = split.batch(torch.zeros(1, dtype=torch.int64, device=split.labels.device))
+    if batch.groups is None:
+        raise ConfigError(
+            f"penalty {config['penalty']['name']} needs to know which features must not matter, "
+            f"and {bunch.name} does not say; choose penalty=none or another data set"
+        )
+    mask, inputs = batch.groups.mask, batch.inputs
+    features = tuple(mask.shape[2:])
+    fits = len(features) == inputs.dim() - 1 and all(
+        size in (1, wanted) for size, wanted in zip(features, inputs.shape[1:], strict=True)
+    )
+    if mask.dtype != torch.bool or not fits:
+        raise ConfigError(
+            f"{bunch.name}: the mask of one example is {mask.dtype} {list(mask.shape)}, its inputs "
+            f"are {list(inputs.shape)}; a mask is bool [1, groups, *sizes that broadcast to the "
+            "inputs]"
+        )

@@ -1,0 +1,287 @@
+"""The training loop: task loss + strength · penalty, step by step, resumable at any of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cdep_run.batch import Batch
+from cdep_run.config.schemas import Training
+from cdep_run.datasets.base import Bunch, TensorSplit
+from cdep_run.errors import TrainingError
+from cdep_run.metrics import Predictions, scores
+from cdep_run.training.signals import Interrupted
+
+Penalty = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+Row = dict[str, float | int | None]
+
+SUMMED = ("loss", "penalty", "accuracy", "mean_logit")
+"""What is summed over the examples of an epoch; `loss` is the task loss alone."""
+
+BAR_SECONDS = 0.5
+"""Between two looks at the sums for the progress bar; each waits for the device."""
+
+
+@dataclass
+class Progress:
+    """Where training stands, besides weights and optimiser: all that a resumed run must know."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # steps done in the epoch under way
+    examples: int = 0  # examples summed in the epoch under way
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(SUMMED))
+    seconds: float = 0.0  # spent training in the epoch under way
+    best_epoch: int = 0
+    best_loss: float = math.inf  # lowest loss on `val`
+    history: list[Row] = field(default_factory=list)  # one row for each finished epoch
+
+    def column(self, name: str) -> list[float]:
+        """One number of every finished epoch."""
+        return [value for row in self.history if (value := row[name]) is not None]
+
+
+def reseed(*counters: int) -> None:
+    """Seed torch on every device from counters alone, so that resuming needs no generator state."""
+    digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class Trainer:
+    """Fits `model` to `bunch`, both on one device, and remembers how far it got.
+
+    Args:
+        model: returns logits `[N, C]`.
+        optimizer: over the model's parameters.
+        penalty: `penalty(model, batch) -> (logits, value)`; not called where `strength` is 0.
+        strength: λ.
+        bunch: the data; trains on `train`, stops early by `val`, evaluates every split.
+        training: see `configs/train.yaml`.
+        seed: with epoch and step it seeds everything drawn.
+        autocast: makes the context of a forward pass.
+        save: called with `state()` when a checkpoint is due.
+        report: called with `progress.history` after each epoch, whose row is the last one.
+        stop: asked at each step; True writes a checkpoint and raises `Interrupted`.
+        class_weights: `[C]`, how much an example of each class counts in the task loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        penalty: Penalty,
+        strength: float,
+        bunch: Bunch,
+        training: Training,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        save: Callable[[dict[str, Any]], None],
+        report: Callable[[list[Row]], None],
+        stop: Callable[[], bool],
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.penalty, self.strength = penalty, strength
+        self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
+        self.save, self.report, self.stop = save, report, stop
+        self.class_weights = class_weights
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.progress = Progress()
+        self.best: dict[str, Tensor] | None = None  # weights of the best epoch, if they are wanted
+        self.pending: list[tuple[int, Tensor]] = []  # examples and summands of unread steps
+
+    def fit(self) -> None:
+        """Train until the last epoch or until patience runs out; may start anywhere in between."""
+        progress, training = self.progress, self.training
+        steps = math.ceil(len(self.bunch.splits["train"]) / training.batch_size)
+        bar = tqdm(
+            total=steps * training.epochs,
+            initial=steps * progress.epoch + progress.step,
+            disable=not sys.stderr.isatty(),
+            unit="step",
+            leave=False,
+        )
+        with bar, logging_redirect_tqdm():
+            while progress.epoch < training.epochs and not self.out_of_patience():
+                self.train_epoch(bar)
+                self.end_epoch()
+        if training.restore_best and self.best is not None:
+            self.model.load_state_dict(self.best)
+
+    def out_of_patience(self) -> bool:
+        """Whether more than `patience` epochs in a row had no lower loss on `val`."""
+        patience = self.training.patience
+        return patience is not None and self.progress.epoch - self.progress.best_epoch > patience
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """The remaining steps of the epoch under way."""
+        progress, training, split = self.progress, self.training, self.bunch.splits["train"]
+        bar.set_description(f"epoch {progress.epoch + 1}/{training.epochs}")
+        reseed(self.seed, progress.epoch)
+        order = split.order(training.batch_size, shuffle=True)
+        self.model.train()
+        before = progress.seconds
+        started = saved = shown = time.perf_counter()
+        for step in range(progress.step, len(order)):
+            reseed(self.seed, progress.epoch, step)
+            self.pending.append((len(order[step]), self.train_step(split.batch(order[step]))))
+            progress.step = step + 1
+            now = time.perf_counter()
+            progress.seconds = before + now - started
+            bar.update()
+            if not bar.disable and now - shown > BAR_SECONDS:
+                self.read_pending()
+                bar.set_postfix({k: f"{v:.3g}" for k, v in self.means().items()})
+                shown = now
+            if len(self.pending) >= training.check_every:
+                self.read_pending()
+            if self.stop():
+                self.checkpoint()
+                raise Interrupted
+            if now - saved >= training.checkpoint_seconds:
+                self.checkpoint()
+                saved = time.perf_counter()
+                started += saved - now  # writing is not training
+        self.read_pending()
+        progress.seconds = before + time.perf_counter() - started
+        self.check_weights()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimiser step; the summands named in `SUMMED` `[4]`, left on the device."""
+        with self.autocast():
+            if self.strength == 0:
+                logits = self.model(batch.inputs)
+                value = logits.new_zeros(())
+            else:
+                logits, value = self.penalty(self.model, batch)
+        logits = logits.float()
+        task_loss = F.cross_entropy(logits, batch.labels, self.class_weights)
+        loss = task_loss + self.strength * value if self.strength else task_loss
+        self.optimizer.zero_grad()
+        # Not into inputs: RRR and EG, which take a gradient with respect to them, would pay twice.
+        loss.backward(inputs=self.trained)
+        self.optimizer.step()
+        accuracy = (logits.argmax(1) == batch.labels).float().mean()
+        return torch.stack((task_loss, value.float(), accuracy, logits.mean())).detach()
+
+    def read_pending(self) -> None:
+        """Fetch what the device computed since the last look, and stop if it is not finite."""
+        progress = self.progress
+        if not self.pending:
+            return
+        rows = torch.stack([row for _, row in self.pending]).tolist()
+        counts, first = [n for n, _ in self.pending], progress.step - len(rows) + 1
+        self.pending = []
+        for step, (n, row) in enumerate(zip(counts, rows, strict=True), first):
+            if not all(map(math.isfinite, row)):
+                named = ", ".join(f"{k} {v}" for k, v in zip(SUMMED, row, strict=True))
+                raise self.failure(f"not finite at step {step}: {named}")
+            progress.sums = [s + n * value for s, value in zip(progress.sums, row, strict=True)]
+            progress.examples += n
+
+    def means(self) -> dict[str, float]:
+        """Means over the examples of the epoch under way."""
+        return {
+            name: total / max(self.progress.examples, 1)
+            for name, total in zip(SUMMED, self.progress.sums, strict=True)
+        }
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite: they are neither evaluated nor saved."""
+        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
+            raise self.failure(f"weights not finite after step {self.progress.step}")
+
+    def failure(self, what: str) -> TrainingError:
+        """The error that names the epoch, λ and learning rate, and what may help."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        return TrainingError(
+            f"epoch {self.progress.epoch + 1}, {what}; λ = {self.strength:g}, learning rate = "
+            f"{rate:g}. The last good checkpoint is kept; try a smaller penalty.strength or "
+            "optimizer.lr"
+        )
+
+    def end_epoch(self) -> None:
+        """Evaluate every split, note the epoch, and write a checkpoint."""
+        progress = self.progress
+        row: Row = {"epoch": progress.epoch + 1, "seconds": progress.seconds}
+        row |= {f"train/{name}": value for name, value in self.means().items()}
+        row |= {f"{split}/{k}": v for split, s in self.evaluate().items() for k, v in s.items()}
+        progress.history.append(row)
+        progress.epoch += 1
+        progress.step = progress.examples = 0
+        progress.sums, progress.seconds = [0.0] * len(SUMMED), 0.0
+        loss = row["val/loss"]
+        if loss is not None and loss < progress.best_loss:
+            progress.best_epoch, progress.best_loss = progress.epoch, loss
+            if self.training.restore_best:
+                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.report(progress.history)
+        self.checkpoint()
+
+    def evaluate(self) -> dict[str, dict[str, float | None]]:
+        """`metrics.scores` of every split but `train`."""
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        return {
+            name: scores(*self.predict(split), weights)
+            for name, split in self.bunch.splits.items()
+            if name != "train"
+        }
+
+    def predictions(self) -> dict[str, Predictions]:
+        """What the model says of every split but `train`, of two classes."""
+        found = {}
+        for name, split in self.bunch.splits.items():
+            if name != "train":
+                logits, labels = self.predict(split)
+                ids = split.ids or [str(i) for i in range(len(split))]
+                log_odds = (logits[:, 1] - logits[:, 0]).double().numpy()
+                found[name] = Predictions(labels.numpy(), log_odds, ids)
+        return found
+
+    @torch.inference_mode()
+    def predict(self, split: TensorSplit) -> tuple[Tensor, Tensor]:
+        """Logits float32 `[N, C]` and labels `[N]` of a split, on the CPU, in evaluation mode."""
+        self.model.eval()
+        logits, labels = [], []
+        for index in split.order(self.training.evaluation_batch_size, shuffle=False):
+            batch = split.batch(index)
+            with self.autocast():
+                logits.append(self.model(batch.inputs).float())
+            labels.append(batch.labels)
+        return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+    def checkpoint(self) -> None:
+        """Save, after a look at all that was not looked at yet."""
+        self.read_pending()
+        self.check_weights()
+        self.save(self.state())
+
+    def position(self) -> tuple[int, int]:
+        """The epoch under way, counted from 1, and the steps done in it."""
+        return self.progress.epoch + 1, self.progress.step
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on as if nothing had happened."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "progress": asdict(self.progress),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.progress = state["best"], Progress(**state["progress"])
