@@ -15,7 +15,7 @@ from torch import nn
 from cdep_run.cd import decompose
 from cdep_run.datasets.annotation import ConstantGroups, SampledPixels, corners
 from cdep_run.datasets.base import TensorSplit
-from cdep_run.datasets.sst import FirstWord, Sentences, TextSplit
+from cdep_run.datasets.sentences import Sentences, TextSplit, TokenGroups
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.models.lstm import RecurrentClassifier
 from cdep_run.penalties.cdep import CDEP, FORMS
@@ -45,7 +45,7 @@ def image_split(channels: int, annotation) -> tuple[TensorSplit, nn.Module]:
 def sentences() -> tuple[TensorSplit, nn.Module]:
     ids = torch.randint(1, 20, (EXAMPLES, 7))
     phrases = Sentences(ids, torch.full((EXAMPLES,), 7), torch.zeros(EXAMPLES, dtype=torch.long))
-    split = TextSplit(phrases, FirstWord((torch.arange(7) == 1).expand(EXAMPLES, 7)))
+    split = TextSplit(phrases, TokenGroups((torch.arange(7) == 1).expand(EXAMPLES, 7)))
     return split, RecurrentClassifier((7,), 2, torch.randn(20, 5), hidden=4)
 
 

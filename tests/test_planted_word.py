@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.datasets.base import Bunch
-from cdep_run.datasets.sst import Sentences, TextSplit, first_word
+from cdep_run.datasets.sentences import Sentences, TextSplit
+from cdep_run.datasets.sst import first_word
 from cdep_run.evidence.planted_word import (
     Reliance,
     cd,

@@ -7,94 +7,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, DataError, TensorSplit, fingerprint
+from cdep_run.datasets.sentences import Sentences, TextSplit, TokenGroups
 from cdep_run.datasets.treebank import Treebank, treebank, word_vectors
 
 log = logging.getLogger(__name__)
 
-POOL = 100
-"""Batches whose examples are sorted by length together: short enough to stay in random order."""
 
-
-@dataclass
-class Sentences:
-    """Padded phrases: tokens int64 `[N, T]` (0 is padding), lengths and labels int64 `[N]`."""
-
-    tokens: Tensor
-    lengths: Tensor
-    labels: Tensor
-
-    def at(self, index: Tensor) -> Sentences:
-        """The phrases at `index`, int64 or bool `[n]`."""
-        return Sentences(self.tokens[index], self.lengths[index], self.labels[index])
-
-    def holding(self, words: Tensor) -> Tensor:
-        """Bool `[N]`: which phrases hold one of the words int64 `[K]`."""
-        return torch.isin(self.tokens, words).any(1)
-
-
-class FirstWord:
-    """One group an example: the first place of one of the words in it; without one, no annotation.
-
-    Args:
-        mask: bool `[N, T]`.
-    """
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self, index: Tensor) -> Groups:
-        """Groups with a mask `[n, 1, T]`."""
-        if self.mask.device != index.device:
-            self.mask = self.mask.to(index.device)
-        mask = self.mask[index]
-        return Groups(mask[:, None], annotated=mask.any(1))
-
-
-def first_word(sentences: Sentences, words: Tensor) -> FirstWord:
+def first_word(sentences: Sentences, words: Tensor) -> TokenGroups:
     """The annotation of the first of `words` int64 `[K]` in each phrase."""
     found = torch.isin(sentences.tokens, words)
-    return FirstWord(found & (found.cumsum(1) == 1))
-
-
-class TextSplit(TensorSplit):
-    """Phrases whose batches are of similar length and are padded to their own longest one.
-
-    Lengths are kept on the host too, so that cutting a batch does not wait for the device.
-    """
-
-    def __init__(self, sentences: Sentences, annotation: FirstWord | None = None) -> None:
-        super().__init__(sentences.tokens.int(), sentences.labels, annotation)
-        self.lengths = sentences.lengths.numpy()
-
-    def batch(self, index: Tensor) -> Batch:
-        """The phrases at `index`, int64 `[n]`, best on the CPU; inputs int64 `[n, T]`."""
-        longest = int(self.lengths[index.cpu().numpy()].max())
-        index = index.to(self.labels.device, non_blocking=True)
-        groups = self.annotation(index) if self.annotation else None
-        if groups is not None:
-            groups = Groups(groups.mask[..., :longest], annotated=groups.annotated)
-        return Batch(self.inputs[index, :longest].long(), self.labels[index], groups)
-
-    def order(self, batch_size: int, shuffle: bool) -> list[Tensor]:
-        """Batches of similar lengths, on the CPU; shuffled: examples within pools, then batches."""
-        if not shuffle:
-            return list(torch.from_numpy(np.argsort(self.lengths, kind="stable")).split(batch_size))
-        drawn = torch.randperm(len(self)).numpy()
-        pool = np.arange(len(self)) // (POOL * batch_size)
-        by_length = np.lexsort((self.lengths[drawn], pool))
-        batches = torch.from_numpy(drawn[by_length]).split(batch_size)
-        return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+    return TokenGroups(found & (found.cumsum(1) == 1))
 
 
 def sst(
@@ -239,7 +169,7 @@ def _padded(bank: Treebank, name: str, subtrees: bool, max_length: int) -> tuple
     return Sentences(tokens, lengths, labels), part.sentence[wanted]
 
 
-def _annotation(sentences: Sentences, words: Sequence[str], bank: Treebank) -> FirstWord | None:
+def _annotation(sentences: Sentences, words: Sequence[str], bank: Treebank) -> TokenGroups | None:
     """Of the first of `words`; a word that no phrase holds is named. None if there is no other."""
     held = []
     for word in words:

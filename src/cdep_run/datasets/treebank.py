@@ -16,7 +16,7 @@ import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from cdep_run.datasets.base import DataError
 from cdep_run.files import write_atomic
+
+if TYPE_CHECKING:
+    from torchtext.vocab import Vectors
 
 PARTS = ("train", "dev", "test")
 SHA256 = {
@@ -158,54 +161,77 @@ def _lines(path: Path) -> list[str]:
 def word_vectors(
     data_dir: str | Path, name: str, download: bool, cache_dir: str | Path, vocabulary: list[str]
 ) -> tuple[Tensor, list[str]]:
+    """Vectors of the words, from `glove/<name>.txt` in `data_dir`; see `read_vectors`.
+
+    Args:
+        data_dir: holds `glove/<name>.txt`.
+        name: such as "glove.6B.300d".
+        download: fetch the GloVe 6B archive (862 MB) when the file is absent.
+        cache_dir, vocabulary: see `read_vectors`.
+
+    Raises:
+        DataError: as `read_vectors`; the file is absent and not to be had.
+    """
+    path = Path(data_dir).expanduser() / "glove" / f"{name}.txt"
+    if not path.is_file():
+        _fetch_vectors(path, download)
+    return read_vectors(path, cache_dir, vocabulary)
+
+
+def read_vectors(
+    path: Path, cache_dir: str | Path, vocabulary: list[str]
+) -> tuple[Tensor, list[str]]:
     """Vectors of the words, read by `torchtext.vocab.Vectors`.
 
     Args:
-        data_dir: holds `glove/<name>.txt`: a word and its numbers a line.
-        name: such as "glove.6B.300d".
-        download: fetch the GloVe 6B archive (862 MB) when the file is absent.
+        path: of a text file, in GloVe's form (a word and its numbers a line) or word2vec's (the
+            same after a line with two counts).
         cache_dir: where torchtext keeps what it read; never beside the file.
+        vocabulary: the words; its first two entries, padding and unknown, have no vector.
 
     Returns:
         float `[V, D]`, zeros where there is no vector, and the words that have none.
 
     Raises:
-        DataError: file absent and not to be had, or lines of different widths.
+        DataError: the file is absent, empty or cut off, or its lines have different widths.
     """
-    path = Path(data_dir).expanduser() / "glove" / f"{name}.txt"
     if not path.is_file():
-        _fetch_vectors(path, download)
+        raise DataError(f"{path} does not exist; it should hold a word and its numbers a line")
     with open(path, "rb") as file:
         if not file.seek(0, os.SEEK_END):
             raise DataError(f"{path} is empty. Fetch it again")
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             raise DataError(f"{path} is cut off: its last line has no end. Fetch it again")
-    folder = _cache(cache_dir) / f"vectors-{_sha256(path)[:16]}"
+    found = _cached_vectors(path, _cache(cache_dir) / f"vectors-{_sha256(path)[:16]}")
+    rows = np.array([found.stoi.get(word, -1) for word in vocabulary])
+    vectors = torch.zeros(len(vocabulary), found.dim)
+    known = torch.from_numpy(rows >= 0)
+    vectors[known] = found.vectors[torch.from_numpy(rows[rows >= 0])]
+    return vectors, [vocabulary[i] for i in np.flatnonzero(rows < 0) if i > 1]
+
+
+def _cached_vectors(path: Path, folder: Path) -> Vectors:
+    """All vectors of a file; `folder` keeps them, whole or not at all."""
     from torchtext.vocab import Vectors
 
     try:
         if folder.is_dir():
-            found = Vectors(str(path), cache=str(folder))
-        else:
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                found = Vectors(str(path), cache=temporary)
-                if not found.vectors.isfinite().all():
-                    raise ValueError("a number is not finite")
-                if not folder.is_dir():
-                    shutil.copytree(temporary, f"{temporary}-whole")
-                    os.replace(f"{temporary}-whole", folder)
+            return Vectors(str(path), cache=str(folder))
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            found = Vectors(str(path), cache=temporary)
+            if not found.vectors.isfinite().all():
+                raise ValueError("a number is not finite")
+            if not folder.is_dir():
+                shutil.copytree(temporary, f"{temporary}-whole")
+                os.replace(f"{temporary}-whole", folder)
+        return found
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path} is damaged ({reason}): every line must hold a word and the same count of "
             "numbers. Delete it and fetch it again"
         ) from error
-    rows = np.array([found.stoi.get(word, -1) for word in vocabulary])
-    vectors = torch.zeros(len(vocabulary), found.dim)
-    known = torch.from_numpy(rows >= 0)
-    vectors[known] = found.vectors[torch.from_numpy(rows[rows >= 0])]
-    return vectors, [vocabulary[i] for i in np.flatnonzero(rows < 0) if i > 1]
 
 
 def _cache(cache_dir: str | Path) -> Path:
