@@ -15,3 +15,13 @@ class TrainingError(CdepError):
 
 class CheckpointError(CdepError):
     """A checkpoint is damaged, or does not belong to the run that asks for it."""
+
+
+def hub_error(what: str, name: str, error: Exception) -> str:
+    """What to say where a model or tokenizer is neither in a folder nor to be had from the hub."""
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"no {what} {name!r}: it is neither a folder here nor in the cache of Hugging Face, and "
+        f"could not be fetched ({reason}). Without a network: on a machine with one run `hf "
+        f"download {name} --local-dir FOLDER`, copy the folder here, and set model.name=FOLDER"
+    )

@@ -18,45 +18,62 @@ class RecurrentClassifier(nn.Module):
     Args:
         input_shape: of one sentence, `(T,)`; any length will do.
         num_classes: number of logits.
-        vectors: float `[V, D]`, what the embedding starts from; token 0 is padding.
+        vectors: of the data: float `[V, D]`, what the embedding starts from; token 0 is padding.
+            None: it starts from random numbers.
+        vocab_size: of the data: V, where there are no vectors.
         hidden: units of each layer and direction.
         layers: recurrent layers.
         bidirectional: read the sentence backwards, too.
         cell: "lstm" or "gru".
+        width: numbers of each word's vector, where there are no vectors to start from.
         train_vectors: whether the embedding is trained.
         read: which state is read: "last_word", or "padding", the one after all of the padded
             batch, as in the published code.
         dropout: share of the word vectors' entries, and of the state's, dropped in training.
 
     Raises:
-        ConfigError: `hidden` or `layers` below 1, `dropout` not in [0, 1).
+        ConfigError: `hidden`, `layers` or `width` below 1, `dropout` not in [0, 1); random vectors
+            that are not to be trained.
     """
 
     def __init__(
         self,
         input_shape: tuple[int, ...],
         num_classes: int,
-        vectors: Tensor,
+        vectors: Tensor | None = None,
+        vocab_size: int = 0,
         hidden: int = 128,
         layers: int = 1,
         bidirectional: bool = False,
         cell: str = "lstm",
+        width: int = 100,
         train_vectors: bool = True,
         read: str = "last_word",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if hidden < 1 or layers < 1:
-            raise ConfigError(f"model.hidden={hidden}, model.layers={layers}: both at least 1")
+        if min(hidden, layers, width) < 1:
+            raise ConfigError(
+                f"model.hidden={hidden}, model.layers={layers}, model.width={width}: all at least 1"
+            )
         if not 0 <= dropout < 1:
             raise ConfigError(f"model.dropout={dropout}: a share, 0 or more and below 1")
         self.read_padding = read == "padding"
-        self.embedding = nn.Embedding.from_pretrained(
-            vectors.clone(), freeze=not train_vectors, padding_idx=0
+        if vectors is None and not train_vectors:
+            raise ConfigError(
+                "model.train_vectors=false leaves random word vectors as they are; name a file by "
+                "dataset.vectors, or train them"
+            )
+        self.embedding = (
+            nn.Embedding(vocab_size, width, padding_idx=0)
+            if vectors is None
+            else nn.Embedding.from_pretrained(
+                vectors.clone(), freeze=not train_vectors, padding_idx=0
+            )
         )
         kind = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
         self.recurrent = kind(
-            vectors.shape[1], hidden, layers, batch_first=True, bidirectional=bidirectional
+            self.embedding.embedding_dim, hidden, layers, batch_first=True, bidirectional=bidirectional
         )
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden * (1 + bidirectional), num_classes)

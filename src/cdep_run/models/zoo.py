@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.errors import ConfigError
+from cdep_run.errors import ConfigError, hub_error
 
 
 class Images(nn.Module):
@@ -118,7 +118,7 @@ def hf_model(
     input_shape: tuple[int, ...],
     num_classes: int,
     name: str,
-    pretrained: str | None = None,
+    vocab_size: int | None = None,
     padding: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -126,28 +126,41 @@ def hf_model(
 
     Args:
         input_shape: of one example, `(T,)`; the model takes any length.
-        name: the kind of model ("bert", "distilbert", "gpt2"), built with random weights.
-        pretrained: a folder or hub name to load instead; `name` and `options` are then unused.
-        padding: the id of the padding token.
-        options: of the model's configuration, such as `{vocab_size: 1000, hidden_size: 64}`.
+        name: a kind of model ("bert", "distilbert", "gpt2"), built with random weights; or a folder
+            or a name on the hub, whose weights are loaded, with a fresh last layer for our classes.
+        vocab_size: of the data: number of token ids; None, and for loaded weights: the model's own.
+        padding: of the data: the id of the padding token.
+        options: of the model's configuration, such as `{hidden_size: 64}`.
 
     Raises:
-        ConfigError: transformers is not installed, or has no such kind of model.
+        ConfigError: transformers is not installed, there is no such model, or it has fewer token
+            ids than the data.
     """
     try:
         from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as KINDS
     except ImportError as error:
         raise ConfigError("model=hf needs transformers: pip install 'cdep-run[models]'") from error
-    if pretrained is not None:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            pretrained, num_labels=num_classes
-        )
-        return Sentences(model, padding)
+    settings = {"num_labels": num_classes, "pad_token_id": padding, **(options or {})}
+    if name in KINDS:
+        if vocab_size is not None:
+            settings = {"vocab_size": vocab_size, **settings}
+        try:
+            config = AutoConfig.for_model(name, **settings)
+            return Sentences(AutoModelForSequenceClassification.from_config(config), padding)
+        except ValueError as error:
+            message = str(error).splitlines()[0][:300]
+            raise ConfigError(f"model.name is {name!r}: {message}") from error
     try:
-        config = AutoConfig.for_model(
-            name, num_labels=num_classes, pad_token_id=padding, **(options or {})
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, ignore_mismatched_sizes=True, **settings
         )
-        return Sentences(AutoModelForSequenceClassification.from_config(config), padding)
-    except ValueError as error:
-        message = str(error).splitlines()[0][:300]
-        raise ConfigError(f"model.name is {name!r}: {message}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(hub_error("model", name, error)) from error
+    known = model.get_input_embeddings().num_embeddings
+    if vocab_size is not None and vocab_size > known:
+        raise ConfigError(
+            f"model {name} knows {known} token ids, but the data have {vocab_size}; their tokens are "
+            f"not its own: set dataset.tokenizer={name}"
+        )
+    return Sentences(model, padding)
