@@ -270,8 +270,6 @@ class HfModel:
 
     _target_: str = MISSING
     name: str = MISSING
-    pretrained: str | None = MISSING
-    padding: int = MISSING
     options: dict[str, Any] = MISSING
 
 
@@ -306,6 +304,7 @@ class RecurrentClassifier:
     layers: int = MISSING
     bidirectional: bool = MISSING
     cell: Cell = MISSING
+    width: int = MISSING
     train_vectors: bool = MISSING
     read: Reading = MISSING
     dropout: float = MISSING

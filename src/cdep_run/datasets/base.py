@@ -97,11 +97,16 @@ class Bunch:
         cache_dir: where the features that a frozen trunk makes of the inputs are kept; None: they
             are made anew each time.
         vectors: float `[V, D]`, of text: what the embedding of each token starts from.
-        vocabulary: of text: the words, V of them; 0 is padding, 1 an unknown word.
+        vocabulary: of text: the words or sub-words, V of them, by their token ids.
+        padding: of text: the token id that fills up short sentences.
         selection_metric: by which λ is chosen on `selection_split`; one of `metrics.scores`.
         positive: of two classes, what class 1 is called where the task is to find it: a run then
             keeps its predictions and judges them by `metrics.detection`, with intervals on the
             splits whose names start with "test". None: classes are on a par.
+        classes: what each class is called, C of them; None: by its number.
+        preprocessing: how raw examples become inputs, in strings, numbers, lists and dicts, with
+            `kind` ("images", "text", "table") first: a finished run predicts by it without its
+            data. None: the data set cannot say.
     """
 
     name: str
@@ -115,8 +120,11 @@ class Bunch:
     cache_dir: Path | None = None
     vectors: Tensor | None = None
     vocabulary: list[str] | None = None
+    padding: int = 0
     selection_metric: str = "accuracy"
     positive: str | None = None
+    classes: list[str] | None = None
+    preprocessing: dict[str, Any] | None = None
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""

@@ -14,7 +14,7 @@ from cdep_run.errors import hub_error
 PADDING, UNKNOWN = "<pad>", "<unk>"
 
 BLOCK = 1000
-"""Texts that are handed to a sub-word tokenizer at a time: the memory of a million is not needed."""
+"""Texts that a sub-word tokenizer gets at a time; a million of them at once would fill memory."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def pretrained_tokenizer(name: str, max_length: int) -> SubwordTokenizer:
         raise DataError(hub_error("tokenizer", name, error)) from error
     if not getattr(found, "is_fast", False):
         raise DataError(
-            f"the tokenizer of {name} does not say where its tokens stand in the text; take a model "
-            "with a fast tokenizer (a file tokenizer.json)"
+            f"the tokenizer of {name} does not say where its tokens stand in the text; take a "
+            "model with a fast tokenizer (a file tokenizer.json)"
         )
     if max_length > found.model_max_length:
         raise DataError(

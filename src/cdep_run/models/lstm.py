@@ -20,16 +20,16 @@ class RecurrentClassifier(nn.Module):
         num_classes: number of logits.
         vectors: of the data: float `[V, D]`, what the embedding starts from; token 0 is padding.
             None: it starts from random numbers.
-        vocab_size: of the data: V, where there are no vectors.
         hidden: units of each layer and direction.
         layers: recurrent layers.
         bidirectional: read the sentence backwards, too.
         cell: "lstm" or "gru".
-        width: numbers of each word's vector, where there are no vectors to start from.
         train_vectors: whether the embedding is trained.
         read: which state is read: "last_word", or "padding", the one after all of the padded
             batch, as in the published code.
         dropout: share of the word vectors' entries, and of the state's, dropped in training.
+        width: numbers of each word's vector, where there are no vectors to start from.
+        vocab_size: of the data: V, where there are no vectors.
 
     Raises:
         ConfigError: `hidden`, `layers` or `width` below 1, `dropout` not in [0, 1); random vectors
@@ -41,15 +41,15 @@ class RecurrentClassifier(nn.Module):
         input_shape: tuple[int, ...],
         num_classes: int,
         vectors: Tensor | None = None,
-        vocab_size: int = 0,
         hidden: int = 128,
         layers: int = 1,
         bidirectional: bool = False,
         cell: str = "lstm",
-        width: int = 100,
         train_vectors: bool = True,
         read: str = "last_word",
         dropout: float = 0.0,
+        width: int = 100,
+        vocab_size: int = 0,
     ) -> None:
         super().__init__()
         if min(hidden, layers, width) < 1:
@@ -72,9 +72,8 @@ class RecurrentClassifier(nn.Module):
             )
         )
         kind = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
-        self.recurrent = kind(
-            self.embedding.embedding_dim, hidden, layers, batch_first=True, bidirectional=bidirectional
-        )
+        width = self.embedding.embedding_dim
+        self.recurrent = kind(width, hidden, layers, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden * (1 + bidirectional), num_classes)
 

@@ -160,7 +160,7 @@ def hf_model(
     known = model.get_input_embeddings().num_embeddings
     if vocab_size is not None and vocab_size > known:
         raise ConfigError(
-            f"model {name} knows {known} token ids, but the data have {vocab_size}; their tokens are "
-            f"not its own: set dataset.tokenizer={name}"
+            f"model {name} knows {known} token ids, but the data have {vocab_size}; their tokens "
+            f"are not its own: set dataset.tokenizer={name}"
         )
     return Sentences(model, padding)

@@ -71,13 +71,31 @@ def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
     """The model for the data's inputs and classes; its initial weights draw from torch's seed."""
     shape, classes = bunch.input_shape, bunch.num_classes
     name = {"name": config["model"]["name"]} if "name" in config["model"] else {}
-    vectors: dict[str, Any] = {}
-    if "vectors" in signature(target(config["model"])).parameters:
-        if bunch.vectors is None:
-            wanted = config["model"]["_target_"]
-            raise ConfigError(f"model {wanted} is for text; {bunch.name} has no word vectors")
-        vectors = {"vectors": bunch.vectors}
-    return build(config["model"], input_shape=shape, num_classes=classes, **name, **vectors)
+    text = facts_of_text(config["model"], bunch)
+    return build(config["model"], input_shape=shape, num_classes=classes, **name, **text)
+
+
+def facts_of_text(node: dict[str, Any], bunch: Bunch) -> dict[str, Any]:
+    """What a model for text asks for by the names of its arguments, where the settings do not say.
+
+    Raises:
+        ConfigError: the model wants word vectors, or words, and the data have none.
+    """
+    parameters = signature(target(node)).parameters
+    words = None if bunch.vocabulary is None else len(bunch.vocabulary)
+    if (
+        "vectors" in parameters
+        and bunch.vectors is None
+        and (words is None or "vocab_size" not in parameters)
+    ):
+        raise ConfigError(
+            f"model {node['_target_']} is for text; {bunch.name} has no word vectors (in a data "
+            "set of text, dataset.vectors names a file of them)"
+        )
+    facts = {"vectors": bunch.vectors, "vocab_size": words, "padding": bunch.padding}
+    of_text = bunch.vocabulary is not None or bunch.vectors is not None
+    asked = facts.keys() & parameters.keys() - node.keys()
+    return {name: facts[name] for name in sorted(asked)} if of_text else {}
 
 
 def with_cached_features(
