@@ -90,7 +90,8 @@ class WordTokenizer:
     def encode(self, texts: Sequence[str], max_length: int) -> Iterator[Encoded]:
         """See `Tokenizer`."""
         for text in texts:
-            ids, offsets = [], []
+            ids: list[int] = []
+            offsets: list[tuple[int, int]] = []
             for word, span in self.words(text):
                 if len(ids) == max_length:
                     yield Encoded(ids, offsets, cut=True)
