@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cdep_run.batch import Batch
@@ -22,6 +19,7 @@ from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import TrainingError
 from cdep_run.metrics import Predictions, scores
+from cdep_run.training.pace import Pace
 from cdep_run.training.signals import Interrupted
 
 Penalty = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
@@ -29,9 +27,6 @@ Row = dict[str, float | int | None]
 
 SUMMED = ("loss", "penalty", "accuracy", "mean_logit")
 """What is summed over the examples of an epoch; `loss` is the task loss alone."""
-
-BAR_SECONDS = 0.5
-"""Between two looks at the sums for the progress bar; each waits for the device."""
 
 
 @dataclass
@@ -105,16 +100,11 @@ class Trainer:
         """Train until the last epoch or until patience runs out; may start anywhere in between."""
         progress, training = self.progress, self.training
         steps = math.ceil(len(self.bunch.splits["train"]) / training.batch_size)
-        bar = tqdm(
-            total=steps * training.epochs,
-            initial=steps * progress.epoch + progress.step,
-            disable=not sys.stderr.isatty(),
-            unit="step",
-            leave=False,
-        )
-        with bar, logging_redirect_tqdm():
+        done = steps * progress.epoch + progress.step
+        pace = Pace(steps * training.epochs, done, training.checkpoint_seconds)
+        with pace.bar, logging_redirect_tqdm():
             while progress.epoch < training.epochs and not self.out_of_patience():
-                self.train_epoch(bar)
+                self.train_epoch(pace)
                 self.end_epoch()
         if training.restore_best and self.best is not None:
             self.model.load_state_dict(self.best)
@@ -124,38 +114,41 @@ class Trainer:
         patience = self.training.patience
         return patience is not None and self.progress.epoch - self.progress.best_epoch > patience
 
-    def train_epoch(self, bar: tqdm) -> None:
-        """The remaining steps of the epoch under way."""
+    def train_epoch(self, pace: Pace) -> None:
+        """Take the steps that are left of the epoch under way."""
         progress, training, split = self.progress, self.training, self.bunch.splits["train"]
-        bar.set_description(f"epoch {progress.epoch + 1}/{training.epochs}")
+        pace.start_epoch(f"epoch {progress.epoch + 1}/{training.epochs}", progress.seconds)
         reseed(self.seed, progress.epoch)
         order = split.order(training.batch_size, shuffle=True)
         self.model.train()
-        before = progress.seconds
-        started = saved = shown = time.perf_counter()
         for step in range(progress.step, len(order)):
             reseed(self.seed, progress.epoch, step)
             self.pending.append((len(order[step]), self.train_step(split.batch(order[step]))))
             progress.step = step + 1
-            now = time.perf_counter()
-            progress.seconds = before + now - started
-            bar.update()
-            if not bar.disable and now - shown > BAR_SECONDS:
-                self.read_pending()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in self.means().items()})
-                shown = now
-            if len(self.pending) >= training.check_every:
-                self.read_pending()
-            if self.stop():
-                self.checkpoint()
-                raise Interrupted
-            if now - saved >= training.checkpoint_seconds:
-                self.checkpoint()
-                saved = time.perf_counter()
-                started += saved - now  # writing is not training
+            self.after_step(pace)
         self.read_pending()
-        progress.seconds = before + time.perf_counter() - started
+        progress.seconds = pace.seconds()
         self.check_weights()
+
+    def after_step(self, pace: Pace) -> None:
+        """Look at the loss, show it, save or stop, each when it is due.
+
+        Raises:
+            Interrupted: a stop was asked for; a checkpoint is written.
+        """
+        self.progress.seconds = pace.seconds()
+        pace.bar.update()
+        if pace.display_due():
+            self.read_pending()
+            pace.display(self.means())
+        if len(self.pending) >= self.training.check_every:
+            self.read_pending()
+        if self.stop():
+            self.checkpoint()
+            raise Interrupted
+        if pace.checkpoint_due():
+            with pace.writing():
+                self.checkpoint()
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimiser step; the summands named in `SUMMED` `[4]`, left on the device."""
