@@ -8,10 +8,13 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
 
+# WORKERS=4: processes that share the tests; each computes with one thread.
+WORKERS ?= 2
+test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs -n $(WORKERS)
 
 # make isic, make isic ARGS="segment splits workers=8": the steps and settings of data_prep/isic.py.
 isic: .venv/installed

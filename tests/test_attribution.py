@@ -18,12 +18,7 @@ from cdep_run.penalties.rrr import RRR
 CORNERS = (((0, 2, 0, 2), (6, 8, 5, 7)), ((0, 1, 6, 7),))
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class UsesInputTwice(nn.Module):

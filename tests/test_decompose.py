@@ -13,13 +13,7 @@ import reference
 from cdep_run.cd import MissingRuleError, decompose, register_rule
 from nets import MLP, NETS, PaperCNN, ResidualNet, SmallVGG, with_head
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from cdep_run.cd import decompose
 from identities import measure
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 # --- Programs of linear ops, views and in-place writes: β is the program run on m ⊙ x -------------

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from browser import dump_dom
 from cdep_run.errors import ConfigError
 from cdep_run.isic_prep.images import PrepareError, read_rgb, resize
 from cdep_run.isic_prep.masks import segment, struck
@@ -359,10 +360,8 @@ def test_the_contact_sheet_lists_all_images_with_outlines(prepared):
     assert {image["id"] for image in data["images"] if "outline" in image} == masks
 
 
-def test_the_contact_sheet_works_in_a_browser(prepared, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("no chromium on this machine")
+@pytest.mark.browser
+def test_the_contact_sheet_works_in_a_browser(prepared):
     out, _ = prepared
     sheet(out, 1)
     page = (out / "sheet.html").read_text()
@@ -372,12 +371,7 @@ def test_the_contact_sheet_works_in_a_browser(prepared, tmp_path):
       document.title = list();
     </script>"""
     (out / "sheet.html").write_text(page.replace("</body>", f"{keys}</body>"))
-    dom = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/b",
-         "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom",
-         (out / "sheet.html").as_uri()],
-        capture_output=True, text=True, timeout=100,
-    ).stdout  # fmt: skip
+    dom = dump_dom(out / "sheet.html", clock="--virtual-time-budget=5000")
     shown = sorted(path.stem for path in (out / "patch_masks").glob("*.png"))
     title = dom.split("<title>")[1].split("</title>")[0].split("\n")
     assert title[1:3] == [f"{shown[0]} mask", f"{shown[1]} image"] and len(title) <= 4

@@ -32,12 +32,7 @@ PENALTIES = {
 MEANS = [name for name in PENALTIES if name != "rrr code"]  # mean over examples
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture

@@ -8,13 +8,7 @@ from torch import nn
 
 import reference
 
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_bias_is_shared_by_size_and_goes_to_the_irrelevant_part_where_both_are_zero():

@@ -17,12 +17,7 @@ from identities import measure
 SHAPE = (2, 4, 6, 6)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Op(nn.Module):

@@ -15,12 +15,7 @@ CORNERS = (((0, 3, 0, 3), (13, 16, 0, 3), (13, 16, 11, 14)), ((6, 7, 7, 8),))
 WHOLE = (((0, 16, 0, 14),), ((0, 16, 0, 14),))  # too much for windows
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Read(nn.Module):
