@@ -27,10 +27,9 @@ def trainer(penalty: Any, strength: float, **training: Any) -> Trainer:
     """A trainer on tiny data that saves and reports nothing."""
     reseed(0)
     model = TinyNet((1, 6, 6), 3, 8)
-    settings: dict[str, Any] = {
+    settings = plain(composed())["training"] | {
         "batch_size": 10, "epochs": 2, "patience": None, "restore_best": False,
-        "evaluation_batch_size": 7, "check_every": 50, "checkpoint_seconds": 1e9,
-        "tensorboard": False,
+        "evaluation_batch_size": 7, "checkpoint_seconds": 1e9,
     }  # fmt: skip
     return Trainer(
         model=model,

@@ -21,6 +21,12 @@ DETECTION = ("auc", "average_precision", "best_f1", "f1_at_threshold", "sensitiv
 
 CONFIDENCE = 0.95
 
+SCORES = ("loss", "accuracy", "auc", "f1", "mean_logit")
+"""The names of what `scores` returns, in its order."""
+
+LOWER_IS_BETTER = ("/loss", "/penalty")
+"""How the names of metrics end of which less is better; of all others more is."""
+
 
 def scores(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -132,8 +133,10 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     import torch  # not before: it takes seconds, and all of the above is quick
 
+    from cdep_run.training.balance import class_weights
     from cdep_run.training.checkpoint import Checkpoints
     from cdep_run.training.loop import Trainer, reseed
+    from cdep_run.training.schedule import build_average, build_scheduler
 
     checkpoints = Checkpoints(folder / "checkpoints")
     state = checkpoints.load()
@@ -153,25 +156,34 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     reseed(config["seed"])
     model = build_model(config, bunch).to(device)
+    if config["training"]["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
     check_model(config, bunch, model)
     bunch = with_cached_features(config, bunch, model, penalty)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     bf16 = config["precision"] == "bf16"
+    training = Training(**config["training"])
+    optimizer = build_optimizer(config["optimizer"], weights)
+    steps = math.ceil(len(bunch.splits["train"]) / training.batch_size)
+    if training.compile is not None:
+        model.compile(backend=training.compile)
     identity = {"config": config, "fingerprint": bunch.fingerprint}
     with StopRequest() as stop, EpochLog(folder, config["training"]["tensorboard"]) as epochs:
         trainer = Trainer(
             model=model,
-            optimizer=build_optimizer(config["optimizer"], weights),
+            optimizer=optimizer,
             penalty=penalty,
             strength=config["penalty"]["strength"],
             bunch=bunch,
-            training=Training(**config["training"]),
+            training=training,
             seed=config["seed"],
             autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
             save=lambda new: checkpoints.save(new | identity),
             report=epochs.write,
             stop=lambda: stop.received,
-            class_weights=bunch.class_weights,
+            class_weights=class_weights(training.class_weights, bunch),
+            scheduler=build_scheduler(config["scheduler"], optimizer, steps, training),
+            average=build_average(model, training),
         )
         if state is not None:
             trainer.load_state(state)

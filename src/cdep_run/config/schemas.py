@@ -26,6 +26,28 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class MonitorMode(Enum):
+    """Whether less or more of a monitored metric is better; auto: as the metric's name says."""
+
+    auto = "auto"
+    min = "min"
+    max = "max"
+
+
+class Averaging(Enum):
+    """How weights are averaged over the steps."""
+
+    ema = "ema"
+    mean = "mean"
+
+
+class Sampling(Enum):
+    """How the examples of an epoch are drawn."""
+
+    shuffle = "shuffle"
+    balanced = "balanced"
+
+
 @dataclass
 class Training:
     """How long and in what portions the loop trains; explained in `configs/train.yaml`."""
@@ -34,6 +56,19 @@ class Training:
     epochs: int = MISSING
     patience: int | None = MISSING
     restore_best: bool = MISSING
+    monitor: str = MISSING
+    monitor_mode: MonitorMode = MISSING
+    warmup: float = MISSING
+    warmup_start: float = MISSING
+    clip_norm: float | None = MISSING
+    label_smoothing: float = MISSING
+    class_weights: Any = MISSING
+    sampling: Sampling = MISSING
+    average: Averaging | None = MISSING
+    average_decay: float = MISSING
+    average_from: int = MISSING
+    channels_last: bool = MISSING
+    compile: str | None = MISSING
     evaluation_batch_size: int = MISSING
     check_every: int = MISSING
     checkpoint_seconds: float = MISSING
@@ -49,6 +84,7 @@ class Config:
     model: Any = MISSING
     penalty: Any = MISSING
     optimizer: Any = MISSING
+    scheduler: Any = MISSING
     training: Training = MISSING
     seed: int = MISSING
     device: str = MISSING
@@ -233,6 +269,50 @@ class SGD(Adam):
 
 
 @dataclass
+class Scheduler:
+    """A schedule of the learning rate; what every one of ours has."""
+
+    _target_: str | None = MISSING
+    durations: list[str] = MISSING
+
+
+@dataclass
+class LinearDecay(Scheduler):
+    """`torch.optim.lr_scheduler.LinearLR`."""
+
+    start_factor: float = MISSING
+    end_factor: float = MISSING
+    total_iters: float | None = MISSING
+
+
+@dataclass
+class CosineDecay(Scheduler):
+    """`torch.optim.lr_scheduler.CosineAnnealingLR`."""
+
+    T_max: float | None = MISSING
+    eta_min: float = MISSING
+
+
+@dataclass
+class StepDecay(Scheduler):
+    """`torch.optim.lr_scheduler.StepLR`."""
+
+    step_size: float = MISSING
+    gamma: float = MISSING
+
+
+@dataclass
+class OneCycle(Scheduler):
+    """`torch.optim.lr_scheduler.OneCycleLR`."""
+
+    max_lr: float = MISSING
+    total_steps: float | None = MISSING
+    pct_start: float = MISSING
+    div_factor: float = MISSING
+    final_div_factor: float = MISSING
+
+
+@dataclass
 class TorchvisionModel:
     """`cdep_run.models.zoo.torchvision_model`."""
 
@@ -362,6 +442,11 @@ SCHEMAS = {
     "schema_eg": EG,
     "schema_adam": Adam,
     "schema_sgd": SGD,
+    "schema_scheduler": Scheduler,
+    "schema_linear": LinearDecay,
+    "schema_cosine": CosineDecay,
+    "schema_step": StepDecay,
+    "schema_onecycle": OneCycle,
     "schema_mnist_cnn": MnistCNN,
     "schema_lstm": RecurrentClassifier,
     "schema_torchvision": TorchvisionModel,
@@ -406,6 +491,8 @@ def check(config: dict[str, Any]) -> None:
         ("training.epochs", training["epochs"], 1, "1 or more"),
         ("training.patience", training["patience"], 0, "0 or more, or null: no early stopping"),
         ("training.check_every", training["check_every"], 1, "1 or more"),
+        ("training.clip_norm", training["clip_norm"], 0, "0 or more, or null: no clipping"),
+        ("training.average_from", training["average_from"], 1, "1 or more"),
         ("training.resamples", training["resamples"], 0, "0 or more (0: no intervals)"),
         ("training.checkpoint_seconds", training["checkpoint_seconds"], 0, "0 or more"),
         ("threads", config["threads"], 1, "1 or more, or null: as torch chooses"),
@@ -414,5 +501,8 @@ def check(config: dict[str, Any]) -> None:
     for key, value, least, accepted in rules:
         if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{key} is {value}; accepted: {accepted}")
+    for name in ("label_smoothing", "average_decay", "warmup_start"):
+        if not 0 <= training[name] < 1:
+            raise ConfigError(f"training.{name} is {training[name]}; accepted: 0 or more, below 1")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
         raise ConfigError(f"device is {config['device']!r}; accepted: auto, cpu, cuda, cuda:N, mps")

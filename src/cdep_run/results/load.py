@@ -23,6 +23,7 @@ def load(folder: Path) -> tuple[nn.Module, Bunch]:
         CheckpointError: its last two checkpoints are damaged.
     """
     from cdep_run.training.checkpoint import Checkpoints
+    from cdep_run.training.schedule import tested_weights
 
     result, state = read_result(folder), Checkpoints(folder / "checkpoints").load()
     if result is None or state is None:
@@ -32,5 +33,5 @@ def load(folder: Path) -> tuple[nn.Module, Bunch]:
         raise ConfigError(f"{folder} was trained on other data than there are now in its place")
     model = build_model(result["config"], bunch)
     best = result["config"]["training"]["restore_best"]
-    model.load_state_dict(state["best" if best else "model"])
+    model.load_state_dict(tested_weights(state, best))
     return model.eval(), bunch

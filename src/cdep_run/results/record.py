@@ -107,7 +107,7 @@ def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> N
 
 def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[str, Any]:
     """What result.json says of the training: settings, data, which split decided what, metrics."""
-    best = config["training"]["restore_best"]
+    best, watched = config["training"]["restore_best"], config["training"]["monitor"].split("/")[0]
     tested = progress.best_epoch if best else progress.epoch
     metrics: dict[str, dict[str, Any]] = {}
     for key, value in progress.history[tested - 1].items():
@@ -125,8 +125,8 @@ def summary(config: dict[str, Any], bunch: Bunch, progress: Progress) -> dict[st
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "tested_epoch": tested,
-        "epoch_chosen_by": "val" if best else "last epoch trained",
-        "early_stopping_by": None if config["training"]["patience"] is None else "val",
+        "epoch_chosen_by": watched if best else "last epoch trained",
+        "early_stopping_by": None if config["training"]["patience"] is None else watched,
         "selection_split": bunch.selection_split,
         "selection_metric": bunch.selection_metric,
         "metrics": metrics,

@@ -42,15 +42,23 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
     """Refuse settings that do not fit the data, before a step is taken.
 
     Raises:
-        ConfigError: batch larger than the data, no groups, or a mask of the wrong shape.
+        ConfigError: batch larger than the data, a monitor that no split has, a compiled model
+            under a penalty, no groups, or a mask of the wrong shape.
     """
     split, wanted = bunch.splits["train"], config["training"]["batch_size"]
     if wanted > len(split):
         raise ConfigError(
             f"training.batch_size is {wanted}, but {bunch.name} has {len(split)} training examples"
         )
+    check_monitor(config["training"]["monitor"], bunch)
     if config["penalty"]["strength"] == 0 or not penalty.needs_groups:
         return
+    if config["training"]["compile"] is not None:
+        raise ConfigError(
+            f"training.compile is {config['training']['compile']}, but a compiled model hides its "
+            f"layers, and has no second derivatives: penalty {config['penalty']['name']} cannot "
+            "look into it; set training.compile=null"
+        )
     import torch
 
     batch = split.batch(torch.zeros(1, dtype=torch.int64, device=split.labels.device))
@@ -69,4 +77,23 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
             f"{bunch.name}: the mask of one example is {mask.dtype} {list(mask.shape)}, its inputs "
             f"are {list(inputs.shape)}; a mask is bool [1, groups, *sizes that broadcast to the "
             "inputs]"
+        )
+
+
+def check_monitor(monitor: str, bunch: Bunch) -> None:
+    """Refuse to watch a metric that no epoch yields.
+
+    Raises:
+        ConfigError: says which splits and metrics there are.
+    """
+    from cdep_run.metrics import SCORES
+    from cdep_run.training.loop import SUMMED
+
+    split, _, metric = monitor.partition("/")
+    known = SUMMED if split == "train" else SCORES
+    if split not in bunch.splits or metric not in known:
+        raise ConfigError(
+            f"training.monitor is {monitor}; accepted: SPLIT/METRIC, with a split of {bunch.name} "
+            f"({', '.join(bunch.splits)}) and one of {', '.join(SCORES)} (of train: "
+            f"{', '.join(SUMMED)})"
         )

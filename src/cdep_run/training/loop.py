@@ -12,14 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cdep_run.batch import Batch
 from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import TrainingError
-from cdep_run.metrics import Predictions, scores
+from cdep_run.metrics import LOWER_IS_BETTER, Predictions, scores
+from cdep_run.training.balance import balanced_order
 from cdep_run.training.pace import Pace
+from cdep_run.training.schedule import tested_weights
 from cdep_run.training.signals import Interrupted
 
 Penalty = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
@@ -39,7 +43,7 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0] * len(SUMMED))
     seconds: float = 0.0  # spent training in the epoch under way
     best_epoch: int = 0
-    best_loss: float = math.inf  # lowest loss on `val`
+    best_value: float | None = None  # of what `training.monitor` names, in the best epoch
     history: list[Row] = field(default_factory=list)  # one row for each finished epoch
 
     def column(self, name: str) -> list[float]:
@@ -69,6 +73,8 @@ class Trainer:
         report: called with `progress.history` after each epoch, whose row is the last one.
         stop: asked at each step; True writes a checkpoint and raises `Interrupted`.
         class_weights: `[C]`, how much an example of each class counts in the task loss.
+        scheduler: of the learning rate; stepped after each step.
+        average: of the weights over the steps; judged in the model's place once it holds any.
     """
 
     def __init__(
@@ -85,12 +91,14 @@ class Trainer:
         report: Callable[[list[Row]], None],
         stop: Callable[[], bool],
         class_weights: Tensor | None = None,
+        scheduler: LRScheduler | None = None,
+        average: AveragedModel | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.penalty, self.strength = penalty, strength
         self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
         self.save, self.report, self.stop = save, report, stop
-        self.class_weights = class_weights
+        self.class_weights, self.scheduler, self.average = class_weights, scheduler, average
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, if they are wanted
@@ -106,11 +114,11 @@ class Trainer:
             while progress.epoch < training.epochs and not self.out_of_patience():
                 self.train_epoch(pace)
                 self.end_epoch()
-        if training.restore_best and self.best is not None:
-            self.model.load_state_dict(self.best)
+        self.model.load_state_dict(tested_weights(self.state(), training.restore_best))
+        self.average = None  # what is tested stands in the model now
 
     def out_of_patience(self) -> bool:
-        """Whether more than `patience` epochs in a row had no lower loss on `val`."""
+        """Whether more than `patience` epochs in a row brought no better value of the monitor."""
         patience = self.training.patience
         return patience is not None and self.progress.epoch - self.progress.best_epoch > patience
 
@@ -119,7 +127,7 @@ class Trainer:
         progress, training, split = self.progress, self.training, self.bunch.splits["train"]
         pace.start_epoch(f"epoch {progress.epoch + 1}/{training.epochs}", progress.seconds)
         reseed(self.seed, progress.epoch)
-        order = split.order(training.batch_size, shuffle=True)
+        order = self.order()
         self.model.train()
         for step in range(progress.step, len(order)):
             reseed(self.seed, progress.epoch, step)
@@ -129,6 +137,12 @@ class Trainer:
         self.read_pending()
         progress.seconds = pace.seconds()
         self.check_weights()
+
+    def order(self) -> list[Tensor]:
+        """The index of each batch of the epoch under way."""
+        if self.training.sampling == "balanced":
+            return balanced_order(self.bunch, self.training.batch_size)
+        return self.bunch.splits["train"].order(self.training.batch_size, shuffle=True)
 
     def after_step(self, pace: Pace) -> None:
         """Look at the loss, show it, save or stop, each when it is due.
@@ -159,14 +173,30 @@ class Trainer:
             else:
                 logits, value = self.penalty(self.model, batch)
         logits = logits.float()
-        task_loss = F.cross_entropy(logits, batch.labels, self.class_weights)
+        task_loss = F.cross_entropy(
+            logits,
+            batch.labels,
+            self.class_weights,
+            label_smoothing=self.training.label_smoothing,
+        )
         loss = task_loss + self.strength * value if self.strength else task_loss
         self.optimizer.zero_grad()
         # Not into inputs: RRR and EG, which take a gradient with respect to them, would pay twice.
         loss.backward(inputs=self.trained)
-        self.optimizer.step()
+        self.move()
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
         return torch.stack((task_loss, value.float(), accuracy, logits.mean())).detach()
+
+    def move(self) -> None:
+        """Change the weights by their gradients, then learning rate and averaged weights."""
+        training = self.training
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.trained, training.clip_norm)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None and self.progress.epoch + 1 >= training.average_from:
+            self.average.update_parameters(self.model)
 
     def read_pending(self) -> None:
         """Fetch what the device computed since the last look, and stop if it is not finite."""
@@ -210,17 +240,33 @@ class Trainer:
         row: Row = {"epoch": progress.epoch + 1, "seconds": progress.seconds}
         row |= {f"train/{name}": value for name, value in self.means().items()}
         row |= {f"{split}/{k}": v for split, s in self.evaluate().items() for k, v in s.items()}
+        if self.scheduler is not None:
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         progress.history.append(row)
         progress.epoch += 1
         progress.step = progress.examples = 0
         progress.sums, progress.seconds = [0.0] * len(SUMMED), 0.0
-        loss = row["val/loss"]
-        if loss is not None and loss < progress.best_loss:
-            progress.best_epoch, progress.best_loss = progress.epoch, loss
+        if self.is_better(value := row[self.training.monitor]):
+            progress.best_epoch, progress.best_value = progress.epoch, value
             if self.training.restore_best:
-                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+                weights = self.judged().state_dict()
+                self.best = {k: v.detach().clone() for k, v in weights.items()}
         self.report(progress.history)
         self.checkpoint()
+
+    def is_better(self, value: float | None) -> bool:
+        """Whether the epoch that ended is the best so far; one without a value is not."""
+        best, mode = self.progress.best_value, self.training.monitor_mode
+        if mode == "auto":
+            mode = "min" if self.training.monitor.endswith(LOWER_IS_BETTER) else "max"
+        if value is None or best is None:
+            return value is not None and math.isfinite(value)
+        return value < best if mode == "min" else value > best
+
+    def judged(self) -> nn.Module:
+        """What is evaluated: the averaged model once it holds weights, else the model."""
+        started = self.average is not None and int(self.average.n_averaged) > 0
+        return self.average.module if self.average is not None and started else self.model
 
     def evaluate(self) -> dict[str, dict[str, float | None]]:
         """`metrics.scores` of every split but `train`."""
@@ -245,12 +291,12 @@ class Trainer:
     @torch.inference_mode()
     def predict(self, split: TensorSplit) -> tuple[Tensor, Tensor]:
         """Logits float32 `[N, C]` and labels `[N]` of a split, on the CPU, in evaluation mode."""
-        self.model.eval()
+        model = self.judged().eval()
         logits, labels = [], []
         for index in split.order(self.training.evaluation_batch_size, shuffle=False):
             batch = split.batch(index)
             with self.autocast():
-                logits.append(self.model(batch.inputs).float())
+                logits.append(model(batch.inputs).float())
             labels.append(batch.labels)
         return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
@@ -269,6 +315,8 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "best": self.best,
             "progress": asdict(self.progress),
         }
@@ -277,4 +325,8 @@ class Trainer:
         """Go back to where `state` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.best, self.progress = state["best"], Progress(**state["progress"])
