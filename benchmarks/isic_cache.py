@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ import torch
 from PIL import Image
 from step import trainer
 from torch import nn
-from tqdm import tqdm
 
 from cdep_run.cd import decompose
-from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch
 from cdep_run.datasets.isic import ImageSplit
 from cdep_run.features.cache import Cache, FeatureSplit, pair_keys
@@ -43,6 +42,7 @@ from cdep_run.models.frozen import FrozenTrunk, frozen_trunk
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.training.loop import Progress, Trainer
+from cdep_run.training.pace import Pace
 
 RULES = {"relu": "last"}
 
@@ -119,14 +119,16 @@ def head_trainer(model: FrozenTrunk, penalty: Any, split: FeatureSplit) -> Train
     run = trainer(model, penalty)
     run.optimizer = torch.optim.Adam(model.head.parameters())
     run.bunch = Bunch("isic", {"train": split}, 2, (model.features,), "train", "")
-    run.training = Training(batch_size=32, epochs=1, check_every=50, checkpoint_seconds=300)
+    run.training = replace(
+        run.training, batch_size=32, epochs=1, check_every=50, sampling="shuffle"
+    )
     return run
 
 
 def epoch(run: Trainer) -> None:
     """The first epoch, with the weights as they are."""
     run.progress = Progress()
-    run.train_epoch(tqdm(disable=True))
+    run.train_epoch(Pace(0, 0, checkpoint_seconds=300))
 
 
 def table(folder: Path, count: int, every: int) -> pd.DataFrame:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdep_run.batch import Batch, Box, Groups
+from cdep_run.config.schemas import Training
 from cdep_run.datasets.annotation import boxes_mask, corners
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.penalties.cdep import CDEP
@@ -153,7 +154,7 @@ def trainer(model: nn.Module, penalty: Callable[..., Any], fused: bool = False) 
         penalty,
         strength=float(not isinstance(penalty, NoPenalty)),
         bunch=None,  # type: ignore[arg-type]
-        training=None,  # type: ignore[arg-type]
+        training=Training(label_smoothing=0.0, clip_norm=None),
         seed=0,
         autocast=contextlib.nullcontext,
         save=print,
