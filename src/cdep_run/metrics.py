@@ -53,6 +53,36 @@ def scores(
     }
 
 
+def subset_scores(logits: Tensor, labels: Tensor, present: Tensor) -> dict[str, float | None]:
+    """Accuracy with and without a feature that must not matter, and the worst of any subset.
+
+    Source of worst-group accuracy: Sagawa et al. 2020 (arXiv:1911.08731); a subset is a class with
+    or without the feature. Subsets without an example do not count.
+
+    Args:
+        logits: `[N, C]`.
+        labels: int64 `[N]`.
+        present: bool `[N]`, whether an example shows the feature.
+
+    Returns:
+        accuracy_with, accuracy_without (None where there is no such example) and
+        worst_group_accuracy, each in [0, 1].
+    """
+    right = (logits.argmax(1) == labels).double()
+    present = present.to(labels.device)
+
+    def mean(chosen: Tensor) -> float | None:
+        return right[chosen].mean().item() if chosen.any() else None
+
+    each = [mean((labels == label) & (present == there))
+            for label in labels.unique() for there in (False, True)]  # fmt: skip
+    return {
+        "accuracy_with": mean(present),
+        "accuracy_without": mean(~present),
+        "worst_group_accuracy": min(value for value in each if value is not None),
+    }
+
+
 def _auc(logits: Tensor, labels: Tensor) -> float | None:
     from sklearn.metrics import roc_auc_score
 

@@ -180,6 +180,35 @@ class Isic(Dataset):
 
 
 @dataclass
+class UserTable(Dataset):
+    """What data sets from a user's table have in common."""
+
+    table: str | None = MISSING
+    encoding: str | None = MISSING
+    delimiter: str | None = MISSING
+    shares: dict[str, float] = MISSING
+    balance: str = MISSING
+    positive: str | None = MISSING
+
+
+@dataclass
+class Images(UserTable):
+    """`cdep_run.datasets.images.images`."""
+
+    root: str | None = MISSING
+    columns: dict[str, str | None] = MISSING
+    masks: Any = MISSING
+    unmasked: str = MISSING
+    size: int = MISSING
+    fit: str = MISSING
+    mean: list[float] | None = MISSING
+    std: list[float] | None = MISSING
+    augment: list[dict[str, Any]] = MISSING
+    cache: bool = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
 class Penalty:
     """What every penalty has: its λ."""
 
@@ -436,6 +465,7 @@ SCHEMAS = {
     "schema_color_mnist": ColorMnist,
     "schema_sst": Sst,
     "schema_isic": Isic,
+    "schema_images": Images,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,29 @@ class TensorSplit:
             if isinstance(value, Tensor):
                 setattr(moved, name, value.to(device))
         return moved
+
+
+class KeyedImages(TensorSplit):
+    """Images that are named by what they hold, so that a frozen trunk's features can be kept.
+
+    Attributes:
+        image_keys: the name of each image's content.
+        mask_keys: the name of each image's masks, all groups together; "": it has none.
+        patched: bool `[N]`, which images have a mask that marks something.
+        knows_groups: whether batches hold groups.
+        group_count: how many groups.
+        pixels_key: how pixels become inputs, where the names above do not decide it.
+    """
+
+    image_keys: list[str]
+    mask_keys: list[str]
+    patched: Tensor
+    knows_groups: bool
+    group_count: int = 1
+    pixels_key: str = ""
+
+    def check(self, places: Sequence[int] | None = None) -> None:
+        """Refuse images, or those at `places`, that cannot be decoded."""
 
 
 @dataclass

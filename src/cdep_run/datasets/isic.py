@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
-from cdep_run.datasets.base import Bunch, DataError, TensorSplit
+from cdep_run.datasets.base import Bunch, DataError, KeyedImages
 from cdep_run.isic_prep.images import (
     UNREADABLE,
     PrepareError,
@@ -42,7 +42,7 @@ NAMED = 5
 """So many things that are wrong are named in an error."""
 
 
-class ImageSplit(TensorSplit):
+class ImageSplit(KeyedImages):
     """Images decoded on demand, by as many threads as torch has; stickers are one group.
 
     Args:

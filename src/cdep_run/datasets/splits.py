@@ -28,15 +28,18 @@ def given_splits(column: Sequence[str], rows: Sequence[Any]) -> Names:
 
     Args:
         column: train, val, test or another name that starts with test; some synonyms are known.
-        rows: what to call each example in an error.
+        rows: what to call each example in an error; of a number, row …
 
     Raises:
         DataError: another name, or a split train or val that has no example.
     """
     lower = [value.strip().lower() for value in column]
     names = [name if name.startswith("test_") else NAMES.get(name, "") for name in lower]
-    wrong = [f"row {row}: {value!r}" for row, value, name in zip(rows, column, names, strict=True)
-             if not name]  # fmt: skip
+    wrong = [
+        f"{f'row {row}' if isinstance(row, int) else row}: {value!r}"
+        for row, value, name in zip(rows, column, names, strict=True)
+        if not name
+    ]
     if wrong:
         raise DataError(
             f"{len(wrong)} rows are in no known split ({', '.join(wrong[:5])}); accepted: train, "

@@ -20,8 +20,7 @@ from cdep_run import cd
 from cdep_run.batch import Batch, Groups
 from cdep_run.cd import decompose
 from cdep_run.datasets import isic
-from cdep_run.datasets.base import Bunch, TensorSplit
-from cdep_run.datasets.isic import ImageSplit
+from cdep_run.datasets.base import Bunch, KeyedImages, TensorSplit
 from cdep_run.features.store import ELSEWHERE, RowError, RowStore
 from cdep_run.files import alone_in
 from cdep_run.isic_prep import images
@@ -47,10 +46,11 @@ class FeatureSplit(TensorSplit):
     """
 
     def __init__(
-        self, split: ImageSplit, features: RowStore, relevant: RowStore, images: bool = False
+        self, split: KeyedImages, features: RowStore, relevant: RowStore, images: bool = False
     ) -> None:
         super().__init__(features.tensor(), split.labels)
-        self.ids, self.patched = split.ids, split.patched
+        self.ids, self.patched, self.present = split.ids, split.patched, split.present
+        self.sampling_weights, self.group_count = split.sampling_weights, split.group_count
         self.images = split if images else None
         self.rows = torch.tensor([features.index[key] for key in split.image_keys])
         self.relevant = relevant.tensor()
@@ -64,9 +64,11 @@ class FeatureSplit(TensorSplit):
         groups = None
         if self.knows_groups:
             there = self.patched[index]
-            relevant = torch.zeros_like(inputs)
-            relevant[there] = self.relevant[self.relevant_rows[index[there]]]
-            groups = Groups(there[:, None, None], annotated=there, relevant=relevant[:, None])
+            relevant = inputs.new_zeros(len(inputs), self.group_count, inputs.shape[1])
+            rows = self.relevant[self.relevant_rows[index[there]]]
+            relevant[there] = rows.view(-1, self.group_count, inputs.shape[1])
+            mask = there[:, None, None].expand(-1, self.group_count, -1)
+            groups = Groups(mask, annotated=there, relevant=relevant)
         images = self.images.batch(index[self.patched[index]]) if self.images else None
         return Batch(inputs, self.labels[index], groups, images)
 
@@ -97,7 +99,7 @@ def from_cache(
     is found by what image and mask hold, and the relevant part by CD's code and rules, too.
 
     Args:
-        bunch: of `ImageSplit`s, with a `cache_dir`.
+        bunch: of `KeyedImages`s, with a `cache_dir`.
         model: its trunk frozen, on the device that is to compute.
         rules: of CD, as in `decompose`; None: the relevant parts are not wanted.
         precision: "float32", or "bf16": autocast.
@@ -111,22 +113,26 @@ def from_cache(
         RowError: the disk is full, or `cache_dir` cannot be made.
     """
     assert bunch.cache_dir is not None
-    splits = {name: s for name, s in bunch.splits.items() if isinstance(s, ImageSplit)}
-    folder = bunch.cache_dir / _trunk_key(model, bunch.input_shape, precision)
+    splits = {name: s for name, s in bunch.splits.items() if isinstance(s, KeyedImages)}
+    groups = max((split.group_count for split in splits.values()), default=1)
+    made = next((split.pixels_key for split in splits.values()), "")
+    folder = bunch.cache_dir / _trunk_key(model, bunch.input_shape, precision, made)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RowError(f"{folder} cannot be made: {error}; {ELSEWHERE}") from error
     with alone_in(folder, wait=True):
         features = RowStore(folder / "features", model.features, write=True)
-        relevant = RowStore(folder / f"relevant-{_engine_key(rules)}", model.features, write=True)
+        several = f"-{groups}" if groups > 1 else ""
+        path = folder / f"relevant-{_engine_key(rules)}{several}"
+        relevant = RowStore(path, groups * model.features, write=True)
         cache = Cache(model, rules, precision, features, relevant)
         cache.complete(splits.values())
-    made = {
+    kept = {
         name: FeatureSplit(split, features, relevant, images and name == "train")
         for name, split in splits.items()
     }
-    result = replace(bunch, splits={**made}, input_shape=(model.features,))
+    result = replace(bunch, splits={**kept}, input_shape=(model.features,))
     return result.to(cache.device)
 
 
@@ -145,7 +151,7 @@ class Cache:
         """Where the trunk is."""
         return next(self.model.parameters()).device
 
-    def complete(self, splits: Iterable[ImageSplit]) -> None:
+    def complete(self, splits: Iterable[KeyedImages]) -> None:
         """Add the rows that `splits` need and that are not there yet."""
         missing = [(split, *self.missing(split)) for split in splits]
         for split, plain, masked in missing:
@@ -166,7 +172,7 @@ class Cache:
                         add(split, portion)
                         bar.update(len(portion))
 
-    def missing(self, split: ImageSplit) -> tuple[list[int], list[int]]:
+    def missing(self, split: KeyedImages) -> tuple[list[int], list[int]]:
         """Places of images that lack features alone, and of those that lack the relevant part."""
         plain, masked = [], []
         keys = zip(split.image_keys, pair_keys(split), split.patched.tolist(), strict=True)
@@ -177,7 +183,7 @@ class Cache:
                 plain.append(place)
         return plain, masked
 
-    def add_features(self, split: ImageSplit, places: list[int]) -> None:
+    def add_features(self, split: KeyedImages, places: list[int]) -> None:
         """Features of images that no other split had."""
         places = _new(places, split.image_keys, self.features)
         if places:
@@ -186,7 +192,7 @@ class Cache:
                 rows = self.model.trunk(batch.inputs)
             self.features.add([split.image_keys[place] for place in places], rows)
 
-    def add_both(self, split: ImageSplit, places: list[int]) -> None:
+    def add_both(self, split: KeyedImages, places: list[int]) -> None:
         """Relevant parts of images with a sticker, and the features, which come with them."""
         pairs = pair_keys(split)
         places = _new(places, pairs, self.relevant)
@@ -195,13 +201,13 @@ class Cache:
         batch = split.batch(torch.tensor(places))
         assert batch.groups is not None
         with torch.no_grad(), self.autocast():
-            mask = batch.groups.mask[:, 0]
+            mask = batch.groups.mask
             parts = decompose(self.model.trunk, batch.inputs, mask, rules=self.rules)
         lacking = _new(places, split.image_keys, self.features)
         if lacking:
             rows = parts.total[[places.index(place) for place in lacking]]
             self.features.add([split.image_keys[place] for place in lacking], rows)
-        self.relevant.add([pairs[place] for place in places], parts.relevant)
+        self.relevant.add([pairs[place] for place in places], parts.relevant.flatten(1))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -224,14 +230,17 @@ def _check_space(rows: RowStore, count: int) -> None:
         )
 
 
-def pair_keys(split: ImageSplit) -> list[str]:
+def pair_keys(split: KeyedImages) -> list[str]:
     """Names of the relevant parts: what image and mask hold."""
     return [f"{i}:{m}" for i, m in zip(split.image_keys, split.mask_keys, strict=True)]
 
 
-def _trunk_key(model: FrozenTrunk, input_shape: Sequence[int], precision: str) -> str:
+def _trunk_key(
+    model: FrozenTrunk, input_shape: Sequence[int], precision: str, pixels_key: str = ""
+) -> str:
     """Of weights and layers, and of the code that reads images and runs them through the trunk."""
-    digest = hashlib.sha256(f"{model.trunk}\n{tuple(input_shape)}\n{precision}".encode())
+    how = f"{model.trunk}\n{tuple(input_shape)}\n{precision}{pixels_key}"
+    digest = hashlib.sha256(how.encode())
     for module in (isic, images, frozen, lite0):
         digest.update(Path(str(module.__file__)).read_bytes())
     for name, tensor in model.trunk.state_dict().items():

@@ -20,6 +20,7 @@ def check_model(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
     """
     import torch
 
+    _check_standardising(config, bunch, model)
     split = bunch.splits["train"]
     count = min(2, len(split))
     inputs = split.batch(torch.arange(count, device=split.labels.device)).inputs
@@ -36,6 +37,19 @@ def check_model(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
     if not isinstance(logits, torch.Tensor) or logits.shape != (count, bunch.num_classes):
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(f"{what}, returns {shape}; it must return [{count}, {bunch.num_classes}]")
+
+
+def _check_standardising(config: dict[str, Any], bunch: Bunch, model: nn.Module) -> None:
+    """Refuse images that are standardised before a frozen trunk, which does so by itself."""
+    from cdep_run.models.frozen import FrozenTrunk
+
+    how = bunch.preprocessing or {}
+    values = [*how.get("mean", []), *how.get("std", [])]
+    if how.get("kind") == "images" and isinstance(model, FrozenTrunk) and {*values} != {0.5}:
+        raise ConfigError(
+            f"model {config['model']['_target_']} standardises images by itself and wants them in "
+            "[-1, 1]: leave out dataset.mean and dataset.std, which are 0.5 by default"
+        )
 
 
 def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:

@@ -20,7 +20,7 @@ from cdep_run.batch import Batch
 from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import TrainingError
-from cdep_run.metrics import LOWER_IS_BETTER, Predictions, scores
+from cdep_run.metrics import LOWER_IS_BETTER, Predictions, scores, subset_scores
 from cdep_run.training.balance import balanced_order
 from cdep_run.training.pace import Pace
 from cdep_run.training.schedule import tested_weights
@@ -269,13 +269,16 @@ class Trainer:
         return self.average.module if self.average is not None and started else self.model
 
     def evaluate(self) -> dict[str, dict[str, float | None]]:
-        """`metrics.scores` of every split but `train`."""
+        """`metrics.scores` of every split but `train`, and `subset_scores` where they are known."""
         weights = None if self.class_weights is None else self.class_weights.cpu()
-        return {
-            name: scores(*self.predict(split), weights)
-            for name, split in self.bunch.splits.items()
-            if name != "train"
-        }
+        found = {}
+        for name, split in self.bunch.splits.items():
+            if name != "train":
+                logits, labels = self.predict(split)
+                found[name] = scores(logits, labels, weights)
+                if split.present is not None:
+                    found[name] |= subset_scores(logits, labels, split.present)
+        return found
 
     def predictions(self) -> dict[str, Predictions]:
         """What the model says of every split but `train`, of two classes."""
