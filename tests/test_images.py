@@ -287,7 +287,6 @@ def test_faults_of_a_table_are_named_by_row(folder: Path) -> None:
         ({"positive": "cow"}, "dataset.positive is 'cow'; the classes are cat, dog"),
         ({"augment": [{"name": "Nonsense"}]}, "v2 has no 'Nonsense'"),
         ({"augment": [{"name": "RandomHorizontalFlip", "q": 1}]}, "RandomHorizontalFlip: .*'q'"),
-        ({"balance": "both"}, "dataset.balance is 'both'"),
     ],
 )
 def test_options_that_no_run_can_use_are_refused(
@@ -391,20 +390,6 @@ def test_statistics_are_those_of_the_training_images(folder: Path) -> None:
     inputs = everything(bunch).inputs
     torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
-
-
-def test_rare_classes_count_or_are_drawn_more_often(folder: Path) -> None:
-    for k in range(8, 20):
-        (folder / "images" / "cat" / f"cat{k:02}.png").unlink()
-    loss = bunch_of(folder, balance="loss")
-    torch.testing.assert_close(loss.class_weights, torch.tensor([14 / 8, 14 / 20]))
-    drawn = bunch_of(folder, balance="sampling")
-    assert drawn.class_weights is None
-    split = drawn.splits["train"]
-    torch.manual_seed(0)
-    labels = torch.cat([split.labels[torch.cat(split.order(5, True))] for _ in range(100)])
-    assert labels.float().mean() == pytest.approx(0.5, abs=0.05)
-    assert len(torch.cat(split.order(5, False)).unique()) == len(split)
 
 
 def test_a_run_trains_and_reports_the_worst_group(folder: Path) -> None:

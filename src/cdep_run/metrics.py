@@ -24,6 +24,9 @@ CONFIDENCE = 0.95
 SCORES = ("loss", "accuracy", "auc", "f1", "mean_logit")
 """The names of what `scores` returns, in its order."""
 
+SUBSET_SCORES = ("accuracy_with", "accuracy_without", "worst_group_accuracy")
+"""The names of what `subset_scores` returns, in its order."""
+
 LOWER_IS_BETTER = ("/loss", "/penalty")
 """How the names of metrics end of which less is better; of all others more is."""
 
@@ -76,11 +79,8 @@ def subset_scores(logits: Tensor, labels: Tensor, present: Tensor) -> dict[str, 
 
     each = [mean((labels == label) & (present == there))
             for label in labels.unique() for there in (False, True)]  # fmt: skip
-    return {
-        "accuracy_with": mean(present),
-        "accuracy_without": mean(~present),
-        "worst_group_accuracy": min(value for value in each if value is not None),
-    }
+    worst = min(value for value in each if value is not None)
+    return dict(zip(SUBSET_SCORES, (mean(present), mean(~present), worst), strict=True))
 
 
 def _auc(logits: Tensor, labels: Tensor) -> float | None:

@@ -187,7 +187,6 @@ class UserTable(Dataset):
     encoding: str | None = MISSING
     delimiter: str | None = MISSING
     shares: dict[str, float] = MISSING
-    balance: str = MISSING
     positive: str | None = MISSING
 
 
@@ -206,6 +205,21 @@ class Images(UserTable):
     augment: list[dict[str, Any]] = MISSING
     cache: bool = MISSING
     cache_dir: str = MISSING
+
+
+@dataclass
+class Table(UserTable):
+    """`cdep_run.datasets.table.table`."""
+
+    columns: dict[str, str | None] = MISSING
+    features: list[str] | None = MISSING
+    ignore: list[str] = MISSING
+    numeric: list[str] = MISSING
+    categorical: list[str] = MISSING
+    must_not_matter: Any = MISSING
+    max_categories: int = MISSING
+    decimal: str = MISSING
+    missing: list[str] = MISSING
 
 
 @dataclass
@@ -404,6 +418,24 @@ class MnistCNN:
     hidden: int = MISSING
 
 
+class Activation(Enum):
+    """What stands between the layers of a perceptron."""
+
+    relu = "relu"
+    tanh = "tanh"
+    gelu = "gelu"
+
+
+@dataclass
+class MLP:
+    """`cdep_run.models.mlp.MLP`."""
+
+    _target_: str = MISSING
+    hidden: list[int] = MISSING
+    activation: Activation = MISSING
+    dropout: float = MISSING
+
+
 @dataclass
 class RecurrentClassifier:
     """`cdep_run.models.lstm.RecurrentClassifier`."""
@@ -466,6 +498,7 @@ SCHEMAS = {
     "schema_sst": Sst,
     "schema_isic": Isic,
     "schema_images": Images,
+    "schema_table": Table,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,
@@ -479,6 +512,7 @@ SCHEMAS = {
     "schema_onecycle": OneCycle,
     "schema_mnist_cnn": MnistCNN,
     "schema_lstm": RecurrentClassifier,
+    "schema_mlp": MLP,
     "schema_torchvision": TorchvisionModel,
     "schema_frozen": FrozenTrunk,
     "schema_timm": TimmModel,

@@ -36,13 +36,10 @@ class TensorSplit:
         present: bool `[N]`, whether an example shows a feature that must not matter; accuracies
             with and without it and the worst one of class × presence are then reported. None: not
             known.
-        sampling_weights: float `[N]`, how often each example is drawn, with replacement, where the
-            order is shuffled; None: each once an epoch.
     """
 
     ids: list[str] | None = None
     present: Tensor | None = None
-    sampling_weights: Tensor | None = None
 
     def __init__(
         self, inputs: Tensor, labels: Tensor, annotation: Annotation | None = None
@@ -73,11 +70,11 @@ class TensorSplit:
         `shuffle` draws from torch's global CPU generator, so that the order is the same on every
         device.
         """
-        if shuffle and self.sampling_weights is not None:
-            index = torch.multinomial(self.sampling_weights.cpu(), len(self), replacement=True)
-        else:
-            index = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
+        index = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         return list(index.to(self.labels.device).split(batch_size))
+
+    def expect(self, order: list[Tensor]) -> None:
+        """Hear which batches will be asked for one after another; who reads files reads ahead."""
 
     def to(self, device: torch.device | str) -> TensorSplit:
         """A copy with all its tensors on `device`."""
@@ -189,30 +186,3 @@ def _tensors(part: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, value
         elif hasattr(value, "__dict__"):
             yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value))
-
-
-def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Float `[C]`: N / (C · n_c), how much an example of each class counts so that classes do."""
-    counts = torch.bincount(labels, minlength=num_classes)
-    return len(labels) / (num_classes * counts)
-
-
-def balance(train: TensorSplit, num_classes: int, how: str) -> Tensor | None:
-    """Make up for rare classes: by class weights of the loss, or by drawing them more often.
-
-    Args:
-        how: "none"; "loss": an example of a rare class counts for more; "sampling": it is drawn
-            more often, so that every class is drawn equally often.
-
-    Returns:
-        `[C]` for the loss, or None.
-
-    Raises:
-        DataError: another word.
-    """
-    if how not in ("none", "loss", "sampling"):
-        raise DataError(f"dataset.balance is {how!r}; accepted: none, loss, sampling")
-    weights = balanced_weights(train.labels, num_classes)
-    if how == "sampling":
-        train.sampling_weights = weights[train.labels].double()
-    return weights if how == "loss" else None

@@ -13,7 +13,7 @@ import pandas as pd
 from cdep_run.datasets.base import DataError
 from cdep_run.datasets.faults import Fault
 from cdep_run.datasets.pictures import SUFFIXES
-from cdep_run.datasets.splits import NAMES, given_splits, make_splits
+from cdep_run.datasets.splits import NAMES, class_names, given_splits, make_splits
 from cdep_run.datasets.table_file import as_text, read_table
 
 COLUMNS = ("path", "label", "split", "group")
@@ -45,28 +45,7 @@ class ImageFiles:
         Raises:
             DataError: there are not two or more, or none of them is called so.
         """
-        names = sorted(set(self.table["label"]), key=_number_first)
-        if len(names) < 2:
-            raise DataError(
-                f"{self.base} has {len(names)} class{'' if len(names) == 1 else 'es'} with images "
-                f"({', '.join(names) or 'none'}); a classifier needs two: a folder for each class, "
-                "or dataset.table"
-            )
-        if positive is None:
-            return names
-        if len(names) > 2 or positive not in names:
-            raise DataError(
-                f"dataset.positive is {positive!r}; the classes are {', '.join(names)}, and there "
-                "must be two of them"
-            )
-        return sorted(names, key=lambda name: name == positive)
-
-
-def _number_first(name: str) -> tuple[bool, float, str]:
-    try:
-        return False, float(name), name
-    except ValueError:
-        return True, 0.0, name
+        return class_names(set(self.table["label"]), positive, str(self.base))
 
 
 def find_images(

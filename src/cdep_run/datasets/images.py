@@ -22,7 +22,6 @@ from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, DataError, KeyedImages, TensorSplit
-from cdep_run.datasets.base import balance as made_up_for
 from cdep_run.datasets.faults import Fault, refuse
 from cdep_run.datasets.image_cache import Decoded, ImageCache, Job, mask_fault
 from cdep_run.datasets.image_files import ImageFiles, divided, find_images
@@ -163,11 +162,15 @@ class PixelSplit(KeyedImages):
         self._reader: ThreadPoolExecutor | None = None
 
     def order(self, batch_size: int, shuffle: bool) -> list[Tensor]:
-        """As in `TensorSplit`, on the CPU, where the rows are read; remembers what follows what."""
+        """As in `TensorSplit`, on the CPU, where the rows are read; the batches are expected."""
         batches = [index.cpu() for index in super().order(batch_size, shuffle)]
-        self._following = {id(a): b for a, b in pairwise(batches)}
-        self._kept = batches  # so that their ids stay theirs
+        self.expect(batches)
         return batches
+
+    def expect(self, order: list[Tensor]) -> None:
+        """As in `TensorSplit`: while one of these batches is worked on, the next one is read."""
+        self._following = {id(a): b for a, b in pairwise(order)}
+        self._kept = order  # so that their ids stay theirs
 
     def batch(self, index: Tensor) -> Batch:
         """Standardised images `[n, 3, H, W]`; masks `[n, G, 1, H, W]` where there are groups."""
@@ -290,7 +293,6 @@ def images(
     mean: Sequence[float] | None = (0.5, 0.5, 0.5),
     std: Sequence[float] | None = (0.5, 0.5, 0.5),
     augment: Sequence[Mapping[str, Any]] = (),
-    balance: str = "none",
     positive: str | None = None,
     train_size: int | None = None,
     cache: bool = True,
@@ -316,7 +318,6 @@ def images(
         fit: how images become square, "squash" or "crop".
         mean, std: of the channels of images in [0, 1]; None: those of the training images.
         augment: transforms of the training images, see `Augment`.
-        balance: how rare classes are made up for, see `balance` in datasets/base.py.
         positive: of two classes the one to be found.
         train_size: use only so many training images; None: all of them.
         cache: keep the features of a frozen trunk, too, where images are not augmented.
@@ -355,7 +356,6 @@ def images(
         _fingerprint(frame, list(found.masks), classes, size, fit),
         display=Display(*statistics),
         cache_dir=Path(cache_dir).expanduser() if cache and not augment else None,
-        class_weights=made_up_for(splits["train"], len(classes), balance),
         selection_metric="auc" if positive else "accuracy",
         positive=positive,
         classes=classes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,40 @@ NOTICEABLE = 0.02
 NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
          "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 """What a column may call the splits, in lower case; any other name that starts with test stays."""
+
+
+def class_names(labels: Iterable[str], positive: str | None, where: str) -> list[str]:
+    """The classes in the order of their numbers: numbers first, then words; the positive one last.
+
+    Args:
+        labels: those that there are.
+        positive: of two classes the one to be found; None: they are on a par.
+        where: what to call the data in an error.
+
+    Raises:
+        DataError: there are not two or more classes, or none of two is called so.
+    """
+    names = sorted(set(labels), key=_number_first)
+    if len(names) < 2:
+        raise DataError(
+            f"{where} has only the class {names[0]!r}; a classifier needs two or more" if names
+            else f"{where} has no example that can be used"
+        )  # fmt: skip
+    if positive is None:
+        return names
+    if len(names) > 2 or positive not in names:
+        raise DataError(
+            f"dataset.positive is {positive!r}; the classes are {', '.join(names)}, and there must "
+            "be two of them"
+        )
+    return sorted(names, key=lambda name: name == positive)
+
+
+def _number_first(name: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name
 
 
 def given_splits(column: Sequence[str], rows: Sequence[Any]) -> Names:

@@ -50,7 +50,7 @@ class FeatureSplit(TensorSplit):
     ) -> None:
         super().__init__(features.tensor(), split.labels)
         self.ids, self.patched, self.present = split.ids, split.patched, split.present
-        self.sampling_weights, self.group_count = split.sampling_weights, split.group_count
+        self.group_count = split.group_count
         self.images = split if images else None
         self.rows = torch.tensor([features.index[key] for key in split.image_keys])
         self.relevant = relevant.tensor()

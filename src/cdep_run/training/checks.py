@@ -100,14 +100,16 @@ def check_monitor(monitor: str, bunch: Bunch) -> None:
     Raises:
         ConfigError: says which splits and metrics there are.
     """
-    from cdep_run.metrics import SCORES
+    from cdep_run.metrics import SCORES, SUBSET_SCORES
     from cdep_run.training.loop import SUMMED
 
     split, _, metric = monitor.partition("/")
-    known = SUMMED if split == "train" else SCORES
-    if split not in bunch.splits or metric not in known:
+    watched = bunch.splits.get(split)
+    subsets = SUBSET_SCORES if watched is not None and watched.present is not None else ()
+    known = SUMMED if split == "train" else (*SCORES, *subsets)
+    if watched is None or metric not in known:
         raise ConfigError(
             f"training.monitor is {monitor}; accepted: SPLIT/METRIC, with a split of {bunch.name} "
-            f"({', '.join(bunch.splits)}) and one of {', '.join(SCORES)} (of train: "
+            f"({', '.join(bunch.splits)}) and one of {', '.join((*SCORES, *subsets))} (of train: "
             f"{', '.join(SUMMED)})"
         )

@@ -128,6 +128,7 @@ class Trainer:
         pace.start_epoch(f"epoch {progress.epoch + 1}/{training.epochs}", progress.seconds)
         reseed(self.seed, progress.epoch)
         order = self.order()
+        split.expect(order)
         self.model.train()
         for step in range(progress.step, len(order)):
             reseed(self.seed, progress.epoch, step)
