@@ -71,7 +71,7 @@ def three_convolutions(model: MnistCNN, batch: Batch) -> tuple[Tensor, Tensor]:
         relevant, irrelevant = batch.inputs * mask, batch.inputs * ~mask
         for convolution in (model.conv1, model.conv2):
             relevant, irrelevant = three_passes(convolution, relevant, irrelevant)
-            relevant, irrelevant = max_pool(*relu(relevant, irrelevant))
+            relevant, irrelevant = relu(*max_pool(relevant, irrelevant))
         relevant, irrelevant = relevant.flatten(1), irrelevant.flatten(1)
         relevant, irrelevant = relu(*three_passes(model.fc1, relevant, irrelevant))
         relevant, irrelevant = three_passes(model.fc2, relevant, irrelevant)

@@ -167,6 +167,82 @@ def decompose(layers: Sequence[object], inputs: Tensor, mask: Tensor) -> Pair:
     return torch.stack([r for r, _ in results], 1), torch.stack([i for _, i in results], 1)
 
 
+# --- The decomposition of the published CDEP code, quirks included --------------------------------
+
+
+def published_affine(layer: nn.Module, relevant: Tensor, irrelevant: Tensor) -> Pair:
+    """A convolution or dense layer: both parts and a zero input, each in a pass of its own."""
+    bias = layer(torch.zeros_like(relevant))
+    relevant, irrelevant = layer(relevant) - bias, layer(irrelevant) - bias
+    size = relevant.abs() + irrelevant.abs() + 1e-19
+    return relevant + bias * relevant.abs() / size, irrelevant + bias * irrelevant.abs() / size
+
+
+def published_pool(relevant: Tensor, irrelevant: Tensor) -> Pair:
+    """2x2 max pooling: 4 times the mean of what stands at the maximum of β + γ."""
+    both, place = F.max_pool2d(relevant + irrelevant, 2, return_indices=True)
+    chosen = F.max_unpool2d(torch.ones_like(both), place, 2, output_size=relevant.shape)
+    return 4 * F.avg_pool2d(chosen * relevant, 2), 4 * F.avg_pool2d(chosen * irrelevant, 2)
+
+
+def published_relu(relevant: Tensor, irrelevant: Tensor) -> Pair:
+    """ReLU(β), and what ReLU(β + γ) has besides."""
+    part = torch.relu(relevant)
+    return part, torch.relu(relevant + irrelevant) - part
+
+
+def published_mnist_cnn(model: nn.Module, inputs: Tensor, mask: Tensor) -> Pair:
+    """β, γ `[N, C]` of the MNIST net, for one group's mask: it pools before ReLU."""
+    relevant, irrelevant = mask * inputs, (~mask) * inputs
+    for layer in (model.conv1, model.conv2):
+        pair = published_pool(*published_affine(layer, relevant, irrelevant))
+        relevant, irrelevant = published_relu(*pair)
+    pair = published_affine(model.fc1, relevant.flatten(1), irrelevant.flatten(1))
+    return published_affine(model.fc2, *published_relu(*pair))
+
+
+def published_text_penalty(
+    model: nn.Module, tokens: Tensor, word: Tensor, labels: Tensor
+) -> Tensor:
+    """The published CDEP penalty of an LSTM of one layer that reads its state after the padding.
+
+    The group is the word at position `word` `[N]` and the next one; the biases of the cell's input
+    are relevant at the first of them alone; the output's bias is left out; no gradient reaches the
+    word vectors. −log of γ's share at the true class, mean over examples.
+    """
+    net, vectors = model.recurrent, model.embedding(tokens).detach()
+    hidden = net.hidden_size
+    bias = (net.bias_ih_l0 + net.bias_hh_l0).split(hidden)
+    values = []
+    for n in range(len(tokens)):
+        h_rel = h_irrel = c_rel = c_irrel = vectors.new_zeros(hidden)
+        for t in range(tokens.shape[1]):
+            word_part = net.weight_ih_l0 @ vectors[n, t]
+            inside = int(word[n]) <= t <= int(word[n]) + 1
+            r = (net.weight_hh_l0 @ h_rel + inside * word_part).split(hidden)
+            i = (net.weight_hh_l0 @ h_irrel + (not inside) * word_part).split(hidden)
+            r_in, i_in, c_in = three_terms(torch.sigmoid, r[0], i[0], bias[0])
+            r_new, i_new, c_new = three_terms(torch.tanh, r[2], i[2], bias[2])
+            new_rel = r_in * (r_new + c_new) + c_in * r_new
+            new_irrel = i_in * (r_new + i_new + c_new) + (r_in + c_in) * i_new
+            if t == int(word[n]):
+                new_rel = new_rel + c_in * c_new
+            else:
+                new_irrel = new_irrel + c_in * c_new
+            if t > 0:
+                r_keep, i_keep, c_keep = three_terms(torch.sigmoid, r[1], i[1], bias[1])
+                new_rel = new_rel + (r_keep + c_keep) * c_rel
+                new_irrel = new_irrel + (r_keep + i_keep + c_keep) * c_irrel + i_keep * c_rel
+            c_rel, c_irrel = new_rel, new_irrel
+            out = torch.sigmoid(r[3] + i[3] + bias[3])
+            both = torch.tanh(c_rel + c_irrel)
+            h_rel = out * 0.5 * (torch.tanh(c_rel) + both - torch.tanh(c_irrel))
+            h_irrel = out * 0.5 * (torch.tanh(c_irrel) + both - torch.tanh(c_rel))
+        row = model.output.weight[int(labels[n])]
+        values.append(-torch.log(torch.softmax(torch.stack([row @ h_rel, row @ h_irrel]), 0)[1]))
+    return torch.stack(values).mean()
+
+
 # --- CDEP: functions of β, γ [N, G, C] -----------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cdep_run.cd import decompose
+from cdep_run.config.schemas import Training
 from cdep_run.datasets.annotation import ConstantGroups, SampledPixels, corners
 from cdep_run.datasets.base import TensorSplit
 from cdep_run.datasets.sentences import Sentences, TextSplit, TokenGroups
@@ -72,7 +73,7 @@ def test_a_step_reads_no_number_and_stays_on_the_device(name, data, monkeypatch)
         PENALTIES[name],
         strength=0.0 if name == "none" else 1.0,
         bunch=None,
-        training=None,
+        training=Training(label_smoothing=0.0, clip_norm=None),
         seed=0,
         autocast=contextlib.nullcontext,
         save=print,

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import reference
 from cdep_run.attribution import expected_gradients, input_gradients
 from cdep_run.batch import Batch, Groups
+from cdep_run.cd import decompose
 from cdep_run.errors import CdepError
+from cdep_run.models.cnn import MnistCNN
 from cdep_run.penalties import eg
 from cdep_run.penalties.cdep import CDEP, FORMS
 from cdep_run.penalties.eg import ExpectedGradients
@@ -188,6 +190,23 @@ def test_gradients_equal_finite_differences(model, batch, name):
 
     # gradcheck moves the parameters in place, so the model sees them move
     assert torch.autograd.gradcheck(value, tuple(model.parameters()), fast_mode=True)
+
+
+# --- As published --------------------------------------------------------------------------------
+
+
+def test_parts_of_the_mnist_net_are_those_of_the_published_code():
+    model = MnistCNN((3, 28, 28), hidden=16)
+    inputs = torch.randn(2, 3, 28, 28)
+    mask = torch.zeros(1, 1, 28, 28, dtype=torch.bool)
+    mask[..., 8:20, 3:15] = True
+    found = decompose(model, inputs, mask)
+    for actual, expected in zip(
+        (found.relevant, found.irrelevant),
+        reference.published_mnist_cnn(model, inputs, mask),
+        strict=True,
+    ):
+        close(actual, expected, 1e-14)
 
 
 # --- What the values promise ---------------------------------------------------------------------

@@ -9,18 +9,20 @@ from cdep_run.errors import ConfigError
 
 
 class MnistCNN(nn.Module):
-    """Conv(20,5)-ReLU-MaxPool-Conv(50,5)-ReLU-MaxPool-FC(hidden)-ReLU-FC(num_classes).
+    """Conv(20,5)-MaxPool-ReLU-Conv(50,5)-MaxPool-ReLU-FC(hidden)-ReLU-FC(num_classes).
 
-    Source: Rieger et al. 2019 (arXiv:1909.13584), Fig. S5. The paper has 256 hidden units, the
-    published code 500.
+    Pooling before ReLU gives the same outputs as ReLU before pooling, with a quarter of the ReLUs.
+    The parts of a contextual decomposition differ, and this order is that of the published CDEP
+    code's decomposition. Source: Rieger et al. 2019 (arXiv:1909.13584), Fig. S5. The paper has 256
+    hidden units, the published code 500.
 
     Args:
-        input_shape: of one image, `(channels, 28, 28)`.
+        input_shape: shape of one image, `(channels, 28, 28)`.
         num_classes: number of logits.
         hidden: units of the first fully connected layer.
 
     Raises:
-        ConfigError: `hidden` below 1.
+        ConfigError: `hidden` is below 1.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class MnistCNN(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of images `[N, channels, 28, 28]`."""
-        x = F.max_pool2d(F.relu(self.conv1(inputs)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(F.max_pool2d(self.conv1(inputs), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)
