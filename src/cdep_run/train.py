@@ -42,7 +42,14 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point of `cdep-run`: train, or `resume` and `status` of sweeps."""
+    """Entry point of `cdep-run`: train, `check` data, or `resume` and `status` of sweeps."""
+    if len(sys.argv) > 1 and sys.argv[1] == "check":
+        from cdep_run import check as data_check
+
+        try:
+            sys.exit(data_check.main(sys.argv[2:]))
+        except CdepError as error:
+            sys.exit(f"cdep-run: error: {error}")
     if len(sys.argv) > 1 and sys.argv[1] in ("resume", "status"):
         from cdep_run.sweeps import resume as again
 

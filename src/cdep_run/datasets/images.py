@@ -328,7 +328,7 @@ def images(
         DataError: names all files and rows that cannot be used.
         RowError: the disk is full.
     """
-    _check_options(size, fit, unmasked)
+    check_options(size, fit, unmasked)
     kept = ImageCache(Path(cache_dir), size, fit)
     found = gather(root, table, columns, masks, kept, encoding, delimiter)
     refuse(found.faults, CURE)
@@ -383,7 +383,7 @@ class Display:
         return pixels.clamp(0, 1)
 
 
-def _check_options(size: int, fit: str, unmasked: str) -> None:
+def check_options(size: int, fit: str, unmasked: str) -> None:
     for key, value, accepted in (("fit", fit, FITS), ("unmasked", unmasked, UNMASKED)):
         if value not in accepted:
             raise DataError(f"dataset.{key} is {value!r}; accepted: {', '.join(accepted)}")
