@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from running import TESTS, TINY, command, run, weights
+import cdep_run
+from running import TESTS, TINY, command, inside, run, weights
 
 OWN = ("--config-dir", str(TESTS / "configs"))
 HERE = "hydra.run.dir=run"
@@ -59,6 +60,37 @@ def test_what_a_user_can_mend_is_one_line_and_a_non_zero_exit(
     assert done.returncode == 1
     assert done.stderr.startswith("cdep-run: error: ") and words in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lambda=3"], "there is no setting lambda; did you mean penalty.strength?"),
+        (["+lambda=3"], "there is no setting lambda; did you mean penalty.strength?"),
+        (["+sweeep=table3"], "there is no setting sweeep; did you mean +sweep?"),
+        (["-m", "+sweeep=table3"], "there is no setting sweeep; did you mean +sweep?"),
+        (["batch_size=3"], "there is no setting batch_size; did you mean training.batch_size?"),
+        (["penalty.strngth=3"], "did you mean penalty.strength?"),
+        (["penalty=cdpe"], "penalty=cdpe: there is no such choice; did you mean penalty=cdep?"),
+        (["penalty.strength=abc"], "value 'abc' of type 'str' could not be converted to Float"),
+        (["penalty.form=xx"], "penalty.form=xx: invalid value 'xx', expected one of [pair, "),
+        (["penalty.strength"], "cannot read 'penalty.strength'; write name=value"),
+        (["seed=1,2"], "seed=1,2 names several values: add -m to run them all"),
+        (["dataset.penalties.cdep.strength=x"], "Value 'x' of type 'str' could not be converted"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_before_anything_is_written(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    place = "hydra.sweep.dir=out" if "-m" in words else "hydra.run.dir=out"
+    done = inside(*words, place, cwd=tmp_path)
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert done.stderr.strip().count("\n") <= 1 and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_version_is_that_of_the_product(tmp_path: Path) -> None:
+    assert inside("--version", cwd=tmp_path).stdout == f"cdep-run {cdep_run.__version__}\n"
 
 
 def test_an_unforeseen_error_keeps_its_traceback_and_status(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_strength_that_fails_does_not_keep_the_others_from_being_compared(tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "+sweep=tabel3"], "Could not find 'sweep/tabel3'"),
+        (["-m", "+sweep=tabel3"], "did you mean sweep=table3?"),
         (["-m", "seed=interval(0,1)"], "only lists and ranges can be swept"),
         (["-m", "seed=a,b"], "seed=a: Value 'a' of type 'str' could not be converted to Integer"),
         (["resume"], "say which sweep: cdep-run resume outputs/sweeps/table3"),

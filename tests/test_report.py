@@ -161,15 +161,17 @@ def test_bad_records_are_named_and_the_rest_is_shown(tmp_path):
     }
 
 
-def test_a_folder_without_runs_gives_a_page_that_says_so_and_exit_code_1(
-    tmp_path, capsys, monkeypatch
-):
-    page = tmp_path / "report.html"
-    monkeypatch.setattr(sys, "argv", ["cdep-report", str(tmp_path), "--out", str(page)])
+def test_without_runs_nothing_is_written_and_the_exit_code_is_1(tmp_path, capsys, monkeypatch):
+    page, figures = tmp_path / "report.html", tmp_path / "figures"
+    page.write_text("a good report")
+    monkeypatch.setattr(
+        sys, "argv", ["x", str(tmp_path / "typo"), "--out", str(page), "--figures", str(figures)]
+    )
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 1 and "no finished run" in capsys.readouterr().err
-    assert "no finished run" in page.read_text()
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and "no finished run" in error and "typo does not exist" in error
+    assert page.read_text() == "a good report" and not figures.exists()
 
 
 class Balance(HTMLParser):

@@ -313,12 +313,15 @@ def test_the_command_writes_every_format_and_prints_markdown(tmp_path, monkeypat
     assert "b/result.json: damaged and left out" in said.err and "1 runs" in said.err
 
 
-def test_without_any_run_the_tables_say_so_and_the_exit_code_is_1(tmp_path, monkeypatch, capsys):
+def test_without_any_run_no_table_is_written_and_the_exit_code_is_1(tmp_path, monkeypatch, capsys):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/table3.md").write_text("a good table")
     with pytest.raises(SystemExit) as end:
-        command(monkeypatch, tmp_path, "--out", tmp_path / "t")
-    said = capsys.readouterr()
-    assert end.value.code == 1 and "no finished run below" in said.err
-    assert "no runs" in said.out and "cdep-run -m dataset=decoy_mnist penalty=rrr" in said.out
+        command(monkeypatch, tmp_path / "typo", "--out", tmp_path / "t")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and "no finished run below" in error and "does not exist" in error
+    assert (tmp_path / "t/table3.md").read_text() == "a good table"
+    assert len(list((tmp_path / "t").iterdir())) == 1
 
 
 def test_wrong_arguments_are_answered_in_one_line(tmp_path, monkeypatch):

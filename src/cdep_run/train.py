@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +15,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+import cdep_run
 from cdep_run.config.compare import refuse_changes
+from cdep_run.config.composition import COMPOSITION_ERRORS, explain
 from cdep_run.config.overrides import with_first_choices
 from cdep_run.config.schemas import Training, check, config_dir, register_schemas
 from cdep_run.errors import CdepError, CheckpointError, ConfigError
@@ -41,31 +46,52 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+VERBS = {
+    "check": "cdep_run.check:main",
+    "report": "cdep_run.report:main",
+    "resume": "cdep_run.sweeps.resume:resume",
+    "status": "cdep_run.sweeps.resume:status",
+    "tables": "cdep_run.tables:main",
+}
+"""What `cdep-run` does beside training, each a function of the words after the verb.
+
+It returns the exit code, or None for 0; `resume` returns the words of a training command.
+"""
+
+
 def main() -> None:
-    """Entry point of `cdep-run`: train, `check` data, or `resume` and `status` of sweeps."""
-    if len(sys.argv) > 1 and sys.argv[1] == "check":
-        from cdep_run import check as data_check
-
-        try:
-            sys.exit(data_check.main(sys.argv[2:]))
-        except CdepError as error:
-            sys.exit(f"cdep-run: error: {error}")
-    if len(sys.argv) > 1 and sys.argv[1] in ("resume", "status"):
-        from cdep_run.sweeps import resume as again
-
-        try:
-            if sys.argv[1] == "status":
-                sys.exit(again.status(sys.argv[2:]))
-            sys.argv[1:] = again.resume(sys.argv[2:])
-        except CdepError as error:
-            sys.exit(f"cdep-run: error: {error}")
-    if {"-m", "--multirun"} & set(sys.argv):
-        sys.argv[1:] = with_first_choices(sys.argv[1:])
+    """Entry point of `cdep-run`: a verb of `VERBS`, or else the training of a run or a sweep."""
+    try:
+        words = verb(sys.argv[1:])
+    except CdepError as error:
+        sys.exit(f"cdep-run: error: {error}")
+    sys.argv[1:] = with_first_choices(words) if {"-m", "--multirun"} & set(words) else words
     register_schemas()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
     except KeyboardInterrupt:  # outside of a job; a job answers by itself
         sys.exit(130)
+    except COMPOSITION_ERRORS as error:
+        sys.exit(f"cdep-run: error: {explain(error, words)}")
+
+
+def verb(words: list[str]) -> list[str]:
+    """Do what the first word says if it is a verb; else return the words of a training command.
+
+    Raises:
+        CdepError: what the verb refuses.
+    """
+    if "--version" in words:
+        print(f"cdep-run {cdep_run.__version__}")
+        sys.exit(0)
+    if not words or words[0] not in VERBS:
+        return words
+    module, _, name = VERBS[words[0]].partition(":")
+    answer = getattr(importlib.import_module(module), name)(words[1:])
+    if isinstance(answer, list):
+        return answer
+    sys.exit(answer)
 
 
 def job(config: DictConfig) -> float | None:
@@ -110,8 +136,10 @@ def run_with_status(config: DictConfig, folder: Path, sweep: bool) -> dict[str, 
         log.warning("interrupted; to go on: %s", again)
         sys.exit(130)
     except Exception as error:
-        expected = isinstance(error, CdepError)
+        expected = isinstance(error, (CdepError, OmegaConfBaseException))
         message = str(error) if expected else f"{type(error).__name__}: {error}"
+        if isinstance(error, OmegaConfBaseException):  # its other lines name classes of the program
+            message = message.partition("\n")[0]
         write_status(folder, "failed", overrides, message)
         log.error("cdep-run: error: %s", message, exc_info=True)
         if not sweep and expected:

@@ -12,21 +12,28 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cdep_run.config.composition import refuse_unknown
+from cdep_run.errors import ConfigError
+
 
 class Jobs(Callback):
     """Hydra callback. Errors leave by SystemExit: Hydra turns others into mere warnings."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before a single run."""
-        try_folder(config, "run")
+        """Check before a single run."""
+        check_start(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before the first job of a sweep."""
-        try_folder(config, "sweep")
+        """Check before the first job of a sweep."""
+        check_start(config, "sweep")
 
 
-def try_folder(config: DictConfig, mode: str) -> None:
-    """End the command with one line if the output folder cannot be written to."""
+def check_start(config: DictConfig, mode: str) -> None:
+    """End the command with one line if a key is unknown or the output folder not writable."""
+    try:
+        refuse_unknown(config)
+    except ConfigError as error:
+        sys.exit(f"cdep-run: error: {error}")
     try:
         folder = Path(config.hydra[mode].dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdep_run.report.collect import collect
@@ -13,8 +14,8 @@ from cdep_run.report.figures import write_figures
 from cdep_run.report.page import write_page
 
 
-def main() -> None:
-    """Entry point of `cdep-report`; exit code 1 where there is no finished run to report."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point of `cdep-report`; without a finished run nothing is written, exit code 1."""
     parser = argparse.ArgumentParser(prog="cdep-report", description=__doc__)
     parser.add_argument(
         "folders", type=Path, nargs="+", help="folders with finished runs, at any depth"
@@ -22,11 +23,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
     parser.add_argument("--figures", type=Path, help="folder for the figures as SVG and PDF")
     parser.add_argument("--examples", type=int, default=6, help="images of each data set")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     report = collect(arguments.folders)
     report.command = shlex.join(["cdep-report", *sys.argv[1:]])
     for problem in report.problems:
         print(f"cdep-report: {problem}", file=sys.stderr)
+    if not report.runs:  # named above; a report that is there already stays as it is
+        sys.exit(1)
     if arguments.examples > 0:
         known = len(report.problems)
         add_examples(report, arguments.examples)
@@ -41,5 +44,3 @@ def main() -> None:
                 print(file)
     except OSError as error:
         sys.exit(f"cdep-report: error: cannot write: {error}")
-    if not report.runs:
-        sys.exit(1)

@@ -174,15 +174,26 @@ def duration(seconds: float) -> str:
 
 
 def jobs_table(manifest: Manifest) -> str:
-    """All jobs as text: how they stand, what differs between them, their scores or their error."""
+    """Return all jobs as text: how they stand, what differs between them, scores, errors.
+
+    Of jobs that failed for the same reason only the first is shown, with the number of the others.
+    """
     words = [set(entry.overrides) for entry in manifest.jobs]
     common = set.intersection(*words) if len(words) > 1 else set()
+    same_error = Counter(entry.error for entry in manifest.jobs if entry.error)
     rows: list[dict[str, str]] = []
+    shown: set[str] = set()
     for entry in manifest.jobs:
+        if entry.error in shown:
+            continue
+        error = entry.error or ""
+        shown |= {error} - {""}
+        if same_error[error] > 1:
+            error += f" (and {same_error[error] - 1} more jobs)"
         said = " ".join(word for word in entry.overrides if word not in common)
         where = entry.record if entry.state == "skipped" else entry.folder
         row = {"state": entry.state, "settings": said} | scores(entry)
-        rows.append(row | {"folder": where or "", "error": entry.error or ""})
+        rows.append(row | {"folder": where or "", "error": error})
     return aligned_table(rows, last=("folder", "error"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,15 +17,17 @@ from cdep_run.tables.formats import markdown, write
 from cdep_run.tables.spec import Spec, names, read
 
 
-def main() -> None:
-    """Entry point of `cdep-tables`; exit code 1 where there is no finished run at all."""
-    arguments = parse()
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point of `cdep-tables`; without a finished run nothing is written, exit code 1."""
+    arguments = parse(words)
     handler = logging.StreamHandler()  # stderr, where each problem of a run is named
     handler.setFormatter(logging.Formatter("cdep-tables: %(message)s"))
     logging.getLogger("cdep_run").addHandler(handler)
     try:
         specs = {Path(name).stem: read(name) for name in arguments.table or names()}
         runs = load_runs(*arguments.folders)
+        if not len(runs):  # named above; tables that are there already stay as they are
+            sys.exit(1)
         for name, table in tables(specs, runs):
             write(table, arguments.out, name)
             print(markdown(table), end="\n\n")
@@ -34,11 +36,9 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"cdep-tables: error: cannot write: {error}")
     print(f"{len(runs)} runs; tables as md, tex, csv and html in {arguments.out}", file=sys.stderr)
-    if not len(runs):
-        sys.exit(1)
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="cdep-tables", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="with finished runs, at any depth")
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
         help=f"which table: {', '.join(names())}, or a YAML file; may be repeated; default: all",
     )
     parser.add_argument("--out", type=Path, default=Path("tables"), help="folder for the files")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def tables(specs: dict[str, Spec], runs: pd.DataFrame) -> Iterator[tuple[str, Table]]:
