@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.config.schemas import Training
@@ -70,6 +71,16 @@ def test_a_step_descends_task_loss_plus_strength_times_penalty() -> None:
 
 def test_strength_0_does_not_call_the_penalty() -> None:
     trainer(never, 0).fit()
+
+
+def test_reentrant_checkpointing_trains_without_a_penalty() -> None:
+    one = trainer(never, 0)
+    layers, first = one.model.layers, one.model.layers[1].weight.detach().clone()
+    one.model.forward = lambda x: layers[2:](checkpoint(layers[:2], x, use_reentrant=True))
+    batch = one.bunch.splits["train"].batch(torch.arange(10))
+    batch.inputs.requires_grad_()
+    one.train_step(batch)
+    assert not first.equal(layers[1].weight)
 
 
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

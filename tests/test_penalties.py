@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import reference
 from cdep_run.attribution import expected_gradients, input_gradients
@@ -374,3 +375,88 @@ def test_bfloat16_autocast_agrees_with_float32(model, batch, name):
         loss = F.cross_entropy(logits.float(), batch.labels) + value.float()
         assert all(g.isfinite().all() for g in gradients(model, loss))
     close(results[1], results[0], 0.05)
+
+
+class Returning(nn.Module):
+    """A small net whose output is passed on by a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(2, 4, 3), function
+
+    def forward(self, inputs: Tensor):
+        return self.function(self.conv(inputs).relu())
+
+
+WRONG_OUTPUTS = {
+    r"\[3, 1\].*(pair \(0, z\))": lambda maps: maps.mean((1, 2, 3))[:, None],
+    r"\[3, 4, 6, 5\]": lambda maps: maps,
+    r"a tuple.*model\(x\)\[0\]": lambda maps: (maps.mean((2, 3)), maps),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_OUTPUTS)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_outputs_that_are_no_logits_of_classes_are_refused(batch, name, message):
+    with pytest.raises((CdepError, ValueError), match=message):
+        PENALTIES[name](Returning(WRONG_OUTPUTS[message]), batch)
+
+
+@pytest.mark.parametrize("penalty", [RRR(), ExpectedGradients()])
+@pytest.mark.parametrize("cut", [Tensor.detach, lambda z: F.one_hot(z.argmax(1), 4).double()])
+def test_a_cut_between_input_and_logits_is_named(batch, penalty, cut):
+    head = nn.Linear(4, 4)
+    with pytest.raises(CdepError, match=r"no gradient in its input.*no_grad"):
+        penalty(Returning(lambda maps: head(cut(maps.mean((2, 3))))), batch)
+
+
+@pytest.mark.parametrize("penalty", [RRR(), ExpectedGradients(2), CDEP("centred")])
+def test_weights_in_bfloat16_train(model, batch, penalty):
+    model = model.bfloat16()
+    batch = replace(batch, inputs=batch.inputs.bfloat16())
+    logits, value = penalty(model, batch)
+    assert logits.dtype == value.dtype == torch.bfloat16
+    assert all(g.isfinite().all() for g in gradients(model, value))
+
+
+class Attention(nn.Module):
+    """Tokens are the rows of an image; torch's fused attention mixes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(14, 12), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        query, key, value = self.embed(inputs.transpose(1, 2).flatten(2)).chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
+        return self.head(mixed.mean((1, 2)))
+
+
+@pytest.mark.parametrize("penalty", [RRR(), ExpectedGradients(2)])
+def test_gradients_through_fused_attention_equal_finite_differences(batch, penalty):
+    model = Attention()
+
+    def value(*_: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return penalty(model, batch)[1]
+
+    assert torch.autograd.gradcheck(value, tuple(model.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("penalty", [RRR(), ExpectedGradients(2)])
+def test_checkpointing_that_is_not_reentrant_changes_nothing(model, batch, penalty):
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            inner = checkpoint(self.net[:4], inputs, use_reentrant=False)
+            return self.net[4:](inner)
+
+    model[2] = nn.AvgPool2d(2)
+    values = []
+    for net in (model, Checkpointed()):
+        torch.manual_seed(3)
+        values.append(penalty(net, batch)[1])
+    close_with_gradients(model, values[1], values[0])

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from cdep_run.batch import Box
 from cdep_run.cd import windows
+from cdep_run.errors import CdepError
 
 Model = Callable[[Tensor], Tensor]
+
+
+class PenaltyError(CdepError):
+    """A penalty cannot be computed on this batch, or is constant whatever the model does."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits `[N, C]`, C at least 2, of a model's output: itself, or its `logits`.
+
+    Raises:
+        PenaltyError: the output is anything else; says what came and what to do.
+    """
+    output = getattr(output, "logits", output)
+    if isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1:
+        return output
+    got, cure = f"a {type(output).__name__}", ""
+    if isinstance(output, Tensor):
+        got = f"a tensor {list(output.shape)}"
+    if isinstance(output, (tuple, list, dict)):
+        cure = (
+            "; wrap the model in a module that returns one tensor, `model(x)[0]` or "
+            "`model(x)['out']`"
+        )
+    elif isinstance(output, Tensor) and output.dim() == 4:
+        cure = "; pool it over height and width first: `model(x).mean((2, 3))`"
+    elif isinstance(output, Tensor) and output.shape[1:] in ((), (1,)):
+        cure = (
+            "; one logit z of two classes is the same model as the pair (0, z): return "
+            "`torch.cat([0 * z, z], 1)` and train with cross-entropy"
+        )
+    raise PenaltyError(
+        f"a penalty compares classes: it needs logits [N, C], C >= 2, got {got}{cure}"
+    )
 
 
 def input_gradients(
@@ -24,17 +60,29 @@ def input_gradients(
 
     Args:
         model: maps `[N, *features]` to logits `[N, C]`.
-        inputs: `[N, *features]` float; a graph that they hang on is kept, so that what made them
-            is trained too.
+        inputs: `[N, *features]` float. If they carry a graph it is kept, so that what made them is
+            trained too.
         score: maps logits `[N, C]` to a scalar.
 
     Returns:
         logits `[N, C]` and the gradient `[N, *features]`, both differentiable in the parameters.
+
+    Raises:
+        PenaltyError: the output is no logits `[N, C]`, or has no gradient in the inputs.
     """
     with torch.enable_grad():
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        logits = model(inputs)
-        (gradient,) = torch.autograd.grad(score(logits), inputs, create_graph=True)
+        logits = logits_of(model(inputs))
+        value = score(logits)
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
+    if gradient is None:
+        raise PenaltyError(
+            "the model's logits have no gradient in its input, so an input gradient cannot be "
+            "penalised: on the way from input to logits stands torch.no_grad, detach, .data, or an "
+            "op without a gradient, such as argmax or round"
+        )
     return logits, gradient
 
 
@@ -69,54 +117,73 @@ def expected_gradients(
 def features(
     model: nn.Module, inputs: Tensor, boxes: Sequence[Sequence[Box]] | None = None
 ) -> tuple[Model, Tensor]:
-    """What gradients are taken of: float inputs as they are; of token ids, the words' vectors.
+    """Continuous features of the inputs: float inputs themselves; of token ids the word vectors.
 
-    The vectors are those of the first embedding that the model looks its inputs up in, whatever the
-    model; they hang on its weights.
+    The vectors are those of the first embedding in which the model looks its inputs up; they carry
+    the graph to its weights.
 
     Args:
         model: maps `inputs` to logits.
         inputs: `[N, *features]` float, or token ids int64 `[N, T]`.
-        boxes: of images, for each group the boxes outside which nobody asks for the gradient: it
-            may be 0 there, and is found sooner.
+        boxes: for images, the boxes of each group. Outside all of them the gradient may come out
+            as 0, which saves time.
 
     Returns:
-        A function from features `[S·N, …]` to logits `[S·N, C]`, and the features of `inputs`.
+        A function from features `[S·N, …]` to the model's output `[S·N, C]`, twice differentiable,
+        and the features of `inputs`.
 
     Raises:
-        ValueError: the model looks token ids up in no embedding.
+        PenaltyError: the model looks token ids up in no embedding.
     """
     if inputs.is_floating_point():
         every = sorted({box for group in boxes or () for box in group})
-        if not every or inputs.requires_grad:  # what made the inputs wants the whole gradient
-            return model, inputs
-        return partial(_narrowly, model, every), inputs
+        if inputs.requires_grad:  # what made the inputs wants the whole gradient
+            every = []
+        return partial(_from_floats, model, every), inputs
     lookup = _Lookup(inputs)
-    with suppress(_Found), lookup:
+    with suppress(_VectorsFound), lookup:
         model(inputs)
     if lookup.vectors is None:
-        raise ValueError("the model gets token ids, but looks them up in no embedding")
-
-    def from_vectors(vectors: Tensor) -> Tensor:
-        tokens = inputs.repeat(len(vectors) // len(inputs), 1)
-        # cuDNN has no second derivative of recurrent nets.
-        with _Lookup(tokens, vectors), torch.backends.cudnn.flags(enabled=False):
-            return model(tokens)
-
-    return from_vectors, lookup.vectors
+        raise PenaltyError(
+            "the model gets token ids, but looks them up in no embedding, so there is nothing to "
+            "take a gradient of; use nn.Embedding or F.embedding on the ids themselves"
+        )
+    return partial(_from_vectors, model, inputs), lookup.vectors
 
 
-def _narrowly(model: Model, boxes: Sequence[Box], inputs: Tensor) -> Tensor:
-    """`model(inputs)`; where it convolves them the gradient comes through in the boxes only."""
-    with _Narrow(inputs, boxes):
+def _from_floats(model: nn.Module, boxes: Sequence[Box], inputs: Tensor) -> Tensor:
+    """`model(inputs)`; with boxes, the inputs' gradient through convolutions is 0 outside them."""
+    with twice_differentiable(model), _Narrow(inputs, boxes) if boxes else nullcontext():
         return model(inputs)
 
 
-class _Narrow(TorchFunctionMode):
-    """Convolves `inputs` so that their gradient is found in some boxes only.
+def _from_vectors(model: nn.Module, tokens: Tensor, vectors: Tensor) -> Tensor:
+    """`model(tokens)` where its embedding gives out `vectors` `[S·N, T, D]`."""
+    tokens = tokens.repeat(len(vectors) // len(tokens), 1)
+    with twice_differentiable(model), _Lookup(tokens, vectors):
+        return model(tokens)
 
-    The first layer of a net of images has large planes and few channels, and for its input gradient
-    the library takes longer than for all else in it. Other uses of the inputs stay as they are.
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent nets on kernels that have a second derivative.
+
+    Fused attention and cuDNN's recurrent nets have none. The plain ones keep every attention weight
+    in memory and cost more time; docs/library.md says how much.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+class _Narrow(TorchFunctionMode):
+    """Convolves `inputs` so that their gradient is computed inside some boxes only.
+
+    The first layer of a net for images has large planes and few channels, and its input gradient
+    takes longer than all else in that layer. Other uses of the inputs stay as they are.
     """
 
     def __init__(self, inputs: Tensor, boxes: Sequence[Box]) -> None:
@@ -137,7 +204,7 @@ class _Narrow(TorchFunctionMode):
 
 
 class _Zero(torch.autograd.Function):
-    """Zeros shaped like `like` that depend on `inputs` by a function for their gradient alone."""
+    """Zeros shaped like `like`; their gradient in `inputs` is what `adjoint` makes of theirs."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor, like: Tensor, adjoint: Callable[[Tensor], Tensor]):
@@ -149,12 +216,16 @@ class _Zero(torch.autograd.Function):
         return ctx.adjoint(grad).to(ctx.dtype), None, None
 
 
-class _Found(Exception):
+class _VectorsFound(Exception):
     """Ends a forward pass as soon as the vectors are known."""
 
 
 class _Lookup(TorchFunctionMode):
-    """Gives out `vectors` where `tokens` are looked up; without them it notes those and stops."""
+    """Replaces the vectors of `tokens` by `vectors`; without any, keeps the model's own and stops.
+
+    Raises:
+        _VectorsFound: no vectors were given, and the model looked its tokens up.
+    """
 
     def __init__(self, tokens: Tensor, vectors: Tensor | None = None) -> None:
         super().__init__()
@@ -166,7 +237,7 @@ class _Lookup(TorchFunctionMode):
             return func(*args, **kwargs)
         if not self.given:
             self.vectors = func(*args, **kwargs)
-            raise _Found
+            raise _VectorsFound
         return self.vectors
 
     def _is_tokens(self, ids: Tensor) -> bool:
@@ -180,7 +251,7 @@ def covering(mask: Tensor, features: Tensor) -> Tensor:
 
 @contextmanager
 def statistics_at_rest(model: nn.Module) -> Iterator[None]:
-    """Batch-norm layers normalise as always, but an extra pass does not move their statistics."""
+    """Keep the running statistics of batch-norm layers while an extra pass goes through them."""
     moving = [
         module
         for module in model.modules()

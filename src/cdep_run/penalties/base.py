@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cdep_run.attribution import PenaltyError
 from cdep_run.batch import Batch, Groups, fit_mask
-from cdep_run.errors import CdepError
-
-
-class PenaltyError(CdepError):
-    """A penalty cannot be computed on this batch, or is constant whatever the model does."""
 
 
 def works_on_features(penalty: object) -> bool:

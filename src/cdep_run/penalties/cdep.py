@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdep_run.attribution import logits_of
 from cdep_run.batch import Batch
 from cdep_run.cd import decompose
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
@@ -98,6 +99,7 @@ class CDEP:
             rules=self.rules,
             relevant=groups.relevant,
         )
+        logits_of(parts.total)
         targets = groups.targets
         if targets is None:
             targets = parts.relevant.new_zeros(mask.shape[1])

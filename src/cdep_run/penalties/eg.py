@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdep_run.attribution import covering, expected_gradients, features, statistics_at_rest
+from cdep_run.attribution import (
+    covering,
+    expected_gradients,
+    features,
+    logits_of,
+    statistics_at_rest,
+)
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
@@ -39,9 +45,10 @@ class ExpectedGradients:
         n, device = len(batch.inputs), batch.inputs.device
         index = torch.randint(n, (self.samples, n), device=device)
         alpha = torch.rand(self.samples, n, device=device)
-        logits = model(batch.inputs)
+        logits = logits_of(model(batch.inputs))
         with statistics_at_rest(model):
             function, inputs = features(model, batch.inputs, groups.boxes)
+            alpha = alpha.to(inputs.dtype)
             samples = expected_gradients(function, inputs, batch.labels, inputs[index], alpha)
         size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
         inside = size.unsqueeze(1) * covering(groups.mask, size)

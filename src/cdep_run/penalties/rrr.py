@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.attribution import covering, features, input_gradients
+from cdep_run.attribution import covering, features, input_gradients, logits_of
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
@@ -37,7 +37,7 @@ class RRR:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in (nats per input unit)², λ not applied."""
         if batch.images is not None:
-            return model(batch.inputs), self(model, batch.images)[1]
+            return logits_of(model(batch.inputs)), self(model, batch.images)[1]
         groups = groups_of(batch, self)
 
         def score(logits: Tensor) -> Tensor:

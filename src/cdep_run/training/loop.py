@@ -182,8 +182,10 @@ class Trainer:
         )
         loss = task_loss + self.strength * value if self.strength else task_loss
         self.optimizer.zero_grad()
-        # Not into inputs: RRR and EG, which take a gradient with respect to them, would pay twice.
-        loss.backward(inputs=self.trained)
+        if self.strength:  # not into inputs: penalties that take their gradient would pay twice
+            loss.backward(inputs=self.trained)
+        else:  # re-entrant checkpointing refuses a backward pass into chosen tensors
+            loss.backward()
         self.move()
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
         return torch.stack((task_loss, value.float(), accuracy, logits.mean())).detach()
