@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import features, input_gradients
 from cdep_run.batch import Batch, Groups
-from cdep_run.cd import windows
+from cdep_run.cd.kernels import convolution
 from cdep_run.datasets.annotation import boxes_mask
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.rrr import RRR
@@ -123,4 +123,4 @@ def test_frozen_first_layer_still_gives_a_gradient(batch):
 
 def test_boxes_that_overlap_give_the_whole_gradient():
     weight = torch.randn(3, 2, 3, 3)
-    assert windows.adjoint((8, 7), ((0, 2, 0, 2), (1, 3, 1, 3)), weight) is None
+    assert convolution.adjoint((8, 7), ((0, 2, 0, 2), (1, 3, 1, 3)), weight) is None

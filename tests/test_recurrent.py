@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import reference
-from cdep_run.cd import MissingRuleError, decompose, lstm
+from cdep_run.cd import decompose
+from cdep_run.cd.kernels import lstm
+from cdep_run.cd.rules import gates
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -67,10 +69,37 @@ def test_parts_follow_the_formulas(kind, layers, bidirectional, packed, batch_fi
     check_against_reference(net, packed)
 
 
-def test_projections_are_refused():
-    model = States(nn.LSTM(3, 4, proj_size=2), packed=False)
-    with pytest.raises(MissingRuleError, match=r"proj_size \(in module 'net'\)\. Put an nn.Linear"):
-        decompose(model, X, masks()[..., None], LENGTHS)
+@pytest.mark.parametrize("form", ["published", "shared"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_are_matrices_behind_the_hidden_state(form, bias):
+    """W_hr·h, fed back and up: a plain LSTM whose weights of h are multiplied by W_hr."""
+    net = nn.LSTM(3, 4, 2, proj_size=2, bias=bias)
+    plain = nn.LSTM(3, 4, 2, bias=bias)
+    first, last = net.weight_hr_l0, net.weight_hr_l1
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            by = {"weight_hh_l0": first, "weight_hh_l1": last, "weight_ih_l1": first}.get(name)
+            mine = getattr(net, name)
+            weight.copy_(mine if by is None else mine @ by)
+    arguments, rules = (X, masks()[..., None], LENGTHS), {"lstm_gates": form}
+    expected = decompose(States(plain), *arguments, rules=rules).relevant.unflatten(2, (5, 4))
+    found = decompose(States(net), *arguments, rules=rules)
+    torch.testing.assert_close(found.relevant, (expected @ last.T).flatten(2))
+    torch.testing.assert_close(found.total, States(net)(X, LENGTHS))
+
+
+def test_the_fast_lstm_is_the_readable_one_step_after_step():
+    net, rel = nn.LSTM(3, 4), X.transpose(0, 1) * masks()[:, 0].T[..., None]
+    weights = gates.Weights(*net.all_weights[0])
+    inside, zero = masks()[:, 0].T[..., None].double(), torch.zeros(3, 4)
+    state, steps = (zero,) * 4, []
+    for x, rel_t, inside_t in zip(X.transpose(0, 1), rel, inside, strict=True):
+        state = gates.lstm_step(state, x, rel_t, inside_t, weights)
+        steps.append(state)
+    fast = lstm.lstm(X.transpose(0, 1), rel, inside, (zero,) * 4, net.all_weights[0], None)
+    for number, expected in enumerate(zip(*steps, strict=True)):
+        begun = rel.any(-1, keepdim=True).cumsum(0) > 0 if number % 2 else 1
+        torch.testing.assert_close(fast[number] * begun, torch.stack(expected) * begun)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -137,7 +166,7 @@ def test_neither_padding_nor_the_batch_matters(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_position_is_worth_nothing_and_all_positions_leave_nothing(kind, looks, monkeypatch):
     """`looks` False: as on a GPU, which is not asked where a group begins."""
-    monkeypatch.setattr("cdep_run.cd.lstm.may_look", lambda x: looks)
+    monkeypatch.setattr("cdep_run.cd.kernels.lstm.may_look", lambda x: looks)
     model = SentenceNet(kind, **DEEP)
     mask = masks()
     mask[:, 0], mask[:, 1] = False, True
@@ -152,14 +181,14 @@ def test_no_position_is_worth_nothing_and_all_positions_leave_nothing(kind, look
 def test_looking_where_a_group_begins_changes_nothing(monkeypatch):
     model, mask = SentenceNet(**DEEP), masks()
     expected = decompose(model, IDS, mask)
-    monkeypatch.setattr("cdep_run.cd.lstm.may_look", lambda x: False)
+    monkeypatch.setattr("cdep_run.cd.kernels.lstm.may_look", lambda x: False)
     torch.testing.assert_close(decompose(model, IDS, mask).relevant, expected.relevant)
 
 
 @pytest.mark.parametrize("looks", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences(kind, looks, monkeypatch):
-    monkeypatch.setattr("cdep_run.cd.lstm.may_look", lambda x: looks)
+    monkeypatch.setattr("cdep_run.cd.kernels.lstm.may_look", lambda x: looks)
     model = SentenceNet(kind, **DEEP)
     weights = torch.randn(2, 3, 2, 2)
 

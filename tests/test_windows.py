@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdep_run.cd import decompose
-from cdep_run.cd.registry import VARIANTS
 from cdep_run.datasets.annotation import boxes_mask
+from cdep_run.variants import VARIANTS
 
 CORNERS = (((0, 3, 0, 3), (13, 16, 0, 3), (13, 16, 11, 14)), ((6, 7, 7, 8),))
 WHOLE = (((0, 16, 0, 14),), ((0, 16, 0, 14),))  # too much for windows

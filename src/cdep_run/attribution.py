@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from cdep_run.batch import Box
-from cdep_run.cd import windows
+from cdep_run.cd.kernels import convolution
 from cdep_run.errors import CdepError
 
 Model = Callable[[Tensor], Tensor]
@@ -196,7 +196,7 @@ class _Narrow(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _convolve(self, x, weight, bias=None, *how, **named) -> Tensor:
-        adjoint = windows.adjoint(x.shape[-2:], self.boxes, weight, *how, **named)
+        adjoint = convolution.adjoint(x.shape[-2:], self.boxes, weight, *how, **named)
         if adjoint is None:
             return torch.conv2d(x, weight, bias, *how, **named)
         result = torch.conv2d(x.detach(), weight, bias, *how, **named)

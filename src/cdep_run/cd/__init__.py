@@ -7,7 +7,8 @@
 from cdep_run.cd import rules
 from cdep_run.cd.decompose import Decomposition, decompose, interaction
 from cdep_run.cd.pair import Pair
-from cdep_run.cd.registry import VARIANTS, MissingRuleError, register_rule
+from cdep_run.cd.registry import MissingRuleError, register_rule
+from cdep_run.variants import VARIANTS
 
 __all__ = [
     "VARIANTS",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.batch import Box, fit_mask
+from cdep_run.cd.kernels.windows import Windows
 from cdep_run.cd.pair import Pair, Part, gradient_wanted
 from cdep_run.cd.registry import MissingRuleError, use_variants
-from cdep_run.cd.windows import Windows
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import registry
-from cdep_run.cd.windows import Relevant, Total, Totals, Windows, with_totals
+from cdep_run.cd.kernels.windows import LazyTotal, Relevant, Total, Windows, with_totals
 
 Part = Tensor | Windows
 
@@ -34,6 +34,12 @@ class Pair(torch.Tensor):
     the rule registered for it (`__torch_function__`). The irrelevant part is never stored:
     γ = total − β.
 
+    In-place ops: the rule computes a new pair, and the old object takes its tensors over. That is
+    wrong once another pair is a view of the same memory; then (`_shares_memory`) the new numbers
+    are copied into the old memory, where the views see them. Deferred ops still have to read the
+    total as it was before such a copy: so the pair lists their readers (`_lazy`), and they get a
+    copy of the total when the first view is made (`share_memory`).
+
     Attributes:
         total: the ordinary activation β + γ. Of an integer input (token ids) it is the ids.
         parts: G relevant parts β, one a feature group, each of the total's shape, or `Windows` when
@@ -42,18 +48,15 @@ class Pair(torch.Tensor):
 
     total: Tensor
     parts: tuple[Part, ...]
-    _aliased: bool  # shares memory with another Pair, so that in-place writes must reach both
-    _fresh: bool = False  # made for this pair alone; that holds until it is aliased
-    _read_later: tuple[Totals, ...] = ()  # what ops that wait will read of the total
-    overwrite: bool = False
-    """Whether a rule may write into the memory: the op is to, and no one else looks at it."""
+    _shares_memory: bool = False
+    _lazy: tuple[LazyTotal, ...] = ()
 
     @staticmethod
     def __new__(cls, total: Tensor, parts: tuple[Part, ...]) -> Pair:
         self = torch.Tensor._make_wrapper_subclass(
             cls, total.shape, dtype=total.dtype, device=total.device
         )
-        self.total, self.parts, self._aliased = total, parts, False
+        self.total, self.parts = total, parts
         return self
 
     def map(self, total: Tensor, fn: Callable[[Tensor], Tensor]) -> Pair:
@@ -65,7 +68,7 @@ class Pair(torch.Tensor):
         return Pair(
             total,
             tuple(
-                Windows(fn(part.settled.values), part.corners, part.size)
+                Windows(fn(part.evaluated.values), part.corners, part.size)
                 if isinstance(part, Windows)
                 else fn(part)
                 for part in self.parts
@@ -80,9 +83,9 @@ class Pair(torch.Tensor):
         `fn(total)`, if it is known.
         """
         total = fn(self.total) if total is None else total
-        totals, parts = with_totals(self.total, self.parts)
-        if totals is not None and torch.is_grad_enabled():
-            self._read_later += (totals,)
+        lazy, parts = with_totals(self.total, self.parts)
+        if lazy is not None and torch.is_grad_enabled():
+            self._lazy += (lazy,)
         return Pair(
             total,
             tuple(
@@ -91,23 +94,33 @@ class Pair(torch.Tensor):
             ),
         )
 
-    def keep_totals(self) -> None:
-        """Let ops that wait read the total as it is, whatever is written into its memory."""
-        for totals in self._read_later:
-            totals.keep()
-        self._read_later = ()
+    def share_memory(self) -> None:
+        """From now on in-place writes go into the memory: another pair is a view of it."""
+        for lazy in self._lazy:
+            lazy.keep()
+        self._lazy, self._shares_memory = (), True
 
-    def fresh(self) -> Pair:
-        """This pair, whose total and ordinary parts are new tensors that nothing else holds.
+    def link_view(self, result: Pair) -> Pair:
+        """`result` of an op that may return a view: in-place writes then reach both pairs."""
+        # In inference mode torch does not know which tensors are views.
+        if result.total._is_view() or _memory(result.total) == _memory(self.total):
+            self.share_memory()
+            result.share_memory()
+        return result
 
-        Windows that still have to read the total need it as it is.
-        """
-        self._fresh = all(isinstance(part, Tensor) or part.total is not None for part in self.parts)
-        return self
+    def lay_out(self) -> tuple[Tensor, ...]:
+        """The parts, from now on tensors with the total's strides: a view of it is one of them."""
+        with torch.enable_grad():  # they stay this pair's, where gradients may be wanted again
+            self.parts = tuple(_laid_out_as(self.total, part) for part in self.parts)
+        return self.parts  # type: ignore[return-value]
 
     def dense(self) -> Iterator[Tensor]:
         """The relevant parts as ordinary tensors of the total's shape, one a group."""
         return (part.dense() if isinstance(part, Windows) else part for part in self.parts)
+
+    def densified(self) -> Pair:
+        """This pair with ordinary tensors as its parts."""
+        return Pair(self.total, tuple(self.dense()))
 
     def _write(self, result: Tensor) -> Tensor:
         """Take over `result`, as an in-place op does; views of the same memory see it too.
@@ -115,19 +128,18 @@ class Pair(torch.Tensor):
         What is no pair, such as a comparison, leaves a constant.
         """
         if not isinstance(result, Pair):
-            if self._aliased:
+            if self._shares_memory:
                 raise registry.MissingRuleError(
                     "a comparison or the like, in place", cure="Write it out of place."
                 )
             self.total, self.__class__ = result.to(self.total.dtype), Constant  # type: ignore[assignment]
             return self
-        if self._aliased:
+        if self._shares_memory:
             self.total.copy_(result.total)
             for mine, new in zip(self.dense(), result.dense(), strict=True):
                 mine.copy_(new)
         else:
             self.total, self.parts = result.total, result.parts
-        self._fresh = self.overwrite = False
         return self
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -146,22 +158,18 @@ class Pair(torch.Tensor):
             args = (*args, *(kwargs.pop(name) for name in OPERANDS if name in kwargs))
         rule, func, in_place = registry.find(func)
         in_place = kwargs.pop("inplace", False) or in_place
-        if in_place and isinstance(args[0], Pair) and args[0]._aliased:
-            # What the rule keeps for the backward pass must not be what is written to.
-            before = args[0].map(args[0].total.clone(), torch.clone)
-            result = rule(func, before, *args[1:], **kwargs)
-        else:
-            if in_place and isinstance(args[0], Pair):
-                args[0].overwrite = args[0]._fresh and not torch.is_grad_enabled()
-            result = rule(func, *args, **kwargs)
         if not in_place:
-            return result
+            return rule(func, *args, **kwargs)
         if not isinstance(args[0], Pair):
             raise registry.MissingRuleError(
                 f"{registry.describe(func)}_ of an ordinary tensor with a decomposed one",
                 cure="Make the first with decomposed.new_zeros(...), or write it out of place.",
             )
-        return args[0]._write(result)
+        written = args[0]
+        if written._shares_memory:
+            # What the rule keeps for the backward pass must not be what is written to.
+            args = (written.map(written.total.clone(), torch.clone), *args[1:])
+        return written._write(rule(func, *args, **kwargs))
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -170,6 +178,22 @@ class Pair(torch.Tensor):
             f"{func}, called from scripted or C++ code",
             cure="Rules see torch functions alone: write this step with them.",
         )
+
+
+def _laid_out_as(total: Tensor, part: Part) -> Tensor:
+    """The part as a tensor of its own with the total's strides: whether `reshape` copies depends
+    on them."""
+    if isinstance(part, Windows):
+        values, part = part.evaluated.values, part.dense()
+        part = part.clone() if part is values else part  # other pairs' windows may hold them, too
+    if part.stride() == total.stride():
+        return part
+    new = torch.empty_like(total, dtype=part.dtype)
+    return new.copy_(part) if new.stride() == total.stride() else part
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 _gradient_wanted: ContextVar[bool] = ContextVar("gradient_wanted", default=False)
@@ -227,7 +251,7 @@ class Constant(torch.Tensor):
         if writes and pair is not None and isinstance(target, Constant):
             zeros = torch.zeros_like(target.total)
             target.__class__ = Pair
-            target.parts, target._aliased = (zeros,) * len(pair.parts), False
+            target.parts = (zeros,) * len(pair.parts)
         result = func(*_plain(args), **_plain(kwargs or {}))
         written = isinstance(target, Constant) and result is target.total
         return target if written else result

@@ -19,12 +19,12 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from cdep_run.cd import VARIANTS
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.measure import MEASURES, Found, Options, judge
 from cdep_run.evidence.summary import COLUMNS, figure, markdown, summarise
 from cdep_run.files import write_atomic, write_json
 from cdep_run.results.folds import FoldSetting, fold_settings
+from cdep_run.variants import VARIANTS
 
 
 def write(folders: list[Path], out: Path, options: Options) -> dict[str, Any]:

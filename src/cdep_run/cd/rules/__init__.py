@@ -3,7 +3,6 @@
 from cdep_run.cd.rules import (
     activations,
     attention,
-    ids,
     linear,
     normalisation,
     pooling,
@@ -11,12 +10,12 @@ from cdep_run.cd.rules import (
     recurrent,
     selection,
     shapes,
+    token_ids,
 )
 
 __all__ = [
     "activations",
     "attention",
-    "ids",
     "linear",
     "normalisation",
     "pooling",
@@ -24,4 +23,5 @@ __all__ = [
     "recurrent",
     "selection",
     "shapes",
+    "token_ids",
 ]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cdep_run.cd.kernels.relu import SymmetricReLU
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule, variant
-from cdep_run.cd.rules.ids import or_ids
-from cdep_run.cd.rules.linear import share_of
-from cdep_run.cd.windows import Windows
+from cdep_run.cd.rules.sharing import settled, share_of
+from cdep_run.cd.rules.token_ids import or_ids
 
 CENTRED = {
     "sigmoid": lambda x: torch.tanh(x / 2) / 2,
@@ -58,43 +56,18 @@ def symmetric_part(g, at_zero, rel, before, after):
     return settled(own, at_zero, share_of(size, both), after)
 
 
-class SymmetricReLU(torch.autograd.Function):
-    """½[f(β) + f(β+γ) − f(γ)] for ReLU, which has f(0) = 0 and does not round, in few steps.
-
-    f(x) = x and f′(x) = 1 where x > 0, and 0 elsewhere.
-    """
-
-    @staticmethod
-    def forward(ctx, relevant: Tensor, total: Tensor) -> Tensor:
-        ctx.save_for_backward(relevant, total)
-        rest = (total - relevant).relu_()
-        return (torch.relu(total) - rest).add_(torch.relu(relevant)).mul_(0.5)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        relevant, total = ctx.saved_tensors
-        where_positive = torch.ops.aten.threshold_backward
-        half = grad / 2
-        by_rest = where_positive(half, total - relevant, 0)
-        by_total = where_positive(half, total, 0) - by_rest
-        return where_positive(half, relevant, 0).add_(by_rest), by_total
-
-
-def settled(own, at_zero, share, total):
-    """own + f(0)·share; nothing and everything to the last bit where the share is 0 and 1."""
-    part = torch.where(share == 1, total, own + at_zero * share)
-    return torch.where(share == 0, 0, part)
-
-
 SYMMETRIC = """tanh sigmoid softsign softplus logsigmoid tanhshrink softshrink hardshrink threshold
     hardsigmoid abs square exp expm1 erf erfc sin cos tan sinh cosh atan arctan asinh arcsinh
     deg2rad rad2deg sinc log1p logit sign sgn round floor ceil trunc frac"""
+
 register_rule(*SYMMETRIC.split())(symmetric)
 
 
 def rectifier(func, x, *args, **kwargs):
-    """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0; variants "symmetric" and "last" selectable."""
+    """β' = f(β), γ' = f(β + γ) − f(β), for f(0) = 0. Source: Singh et al. 2019 (ACD).
+
+    Variants "symmetric" and "last" of rule "relu" are the functions of these names.
+    """
     if variant("relu") == "symmetric":
         return symmetric(func, x, *args, **kwargs)
     if variant("relu") == "last":
@@ -103,13 +76,7 @@ def rectifier(func, x, *args, **kwargs):
     def f(t: Tensor, *_: Tensor) -> Tensor:
         return func(t, *args, **kwargs)
 
-    if not (x.overwrite and func.__module__ == F.__name__):
-        return x.apply(f, f)
-    parts = tuple(
-        part.apply(f, f) if isinstance(part, Windows) else func(part, *args, **kwargs, inplace=True)
-        for part in x.parts
-    )
-    return Pair(func(x.total, *args, **kwargs, inplace=True), parts)
+    return x.apply(f, f)
 
 
 def last(func, x, *args, **kwargs):
@@ -123,6 +90,7 @@ def last(func, x, *args, **kwargs):
 
 
 RECTIFIERS = "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish"
+
 register_rule(*RECTIFIERS.split())(rectifier)
 
 

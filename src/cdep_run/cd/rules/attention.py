@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from cdep_run.cd.registry import register_rule, variant
-from cdep_run.cd.rules.activations import settled
-from cdep_run.cd.rules.linear import share_of
+from cdep_run.cd.rules.sharing import settled, share_of
 
 MASKED = -5e3
 """Scores so far below the largest are masked, whichever stand-in for −∞ a model has: −1e4, −1e9

@@ -12,7 +12,7 @@ import torch
 
 from cdep_run.cd.pair import Pair
 from cdep_run.cd.registry import register_rule
-from cdep_run.cd.rules.linear import share_bias
+from cdep_run.cd.rules.sharing import share_bias
 
 
 @register_rule("batch_norm")

@@ -10,18 +10,16 @@ relevant is a choice: Jumelet et al. 2019 (generalised contextual decomposition)
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdep_run.cd import windows
-from cdep_run.cd.pair import Pair, Part, total_of
+from cdep_run.cd.kernels.windows import added
+from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
-from cdep_run.cd.rules.ids import or_ids
-from cdep_run.cd.rules.linear import share_bias
-from cdep_run.cd.windows import Windows
+from cdep_run.cd.rules.sharing import share_bias
+from cdep_run.cd.rules.token_ids import or_ids
 
 
 def product(func, *operands) -> Pair:
@@ -193,8 +191,8 @@ def adds(func, x, y, **kwargs):
     if isinstance(constant, Pair):
         total = func(x.total, y.total, **kwargs)
         columns = zip(x.parts, y.parts, strict=True)
-        result = Pair(total, tuple(_added(func, a, b, total.shape, kwargs) for a, b in columns))
-        return result.fresh() if x.shape == y.shape else result
+        add = partial(func, **kwargs)
+        return Pair(total, tuple(added(add, a, b, total.shape) for a, b in columns))
     if isinstance(constant, (int, float)) and constant == 0 and func.__name__ != "sub":
         return pair.map_elements(func(*total_of((x, y))), torch.clone)  # as `sum` begins
     zero = pair.total.new_zeros(())
@@ -205,16 +203,6 @@ def adds(func, x, y, **kwargs):
         bias = func(zero, constant, **kwargs)
     never_a_mask = isinstance(constant, (int, float, torch.nn.Parameter))
     return add_constant(pair, bias, never_a_mask)
-
-
-def _added(func, a: Part, b: Part, shape: torch.Size, kwargs: dict[str, Any]) -> Part:
-    """a ± b; of two parts in windows only where they are, if that pays."""
-    if isinstance(a, Windows) and isinstance(b, Windows):
-        added = windows.combine(partial(func, **kwargs), a, b)
-        if added is not None:
-            return added
-    a, b = (part.dense() if isinstance(part, Windows) else part for part in (a, b))
-    return func(a, b, **kwargs).expand(shape)
 
 
 register_rule("rsub", Tensor.__rsub__)(lambda func, x, y, **kwargs: torch.sub(y, x, **kwargs))

@@ -1,9 +1,6 @@
 """Recurrent nets: `nn.LSTM`, `nn.GRU`, `nn.RNN`, their cells, and packing, a rule for each call.
 
-Every gate's input is a sum of three terms, relevant r, irrelevant i and bias c, and an activation f
-of it has the parts R = ½[f(r+c) − f(c) + f(r+i+c) − f(i+c)], C = f(c) and I, the rest. The relevant
-state is carried through time beside the ordinary one. Source: Murdoch et al. 2018 for the LSTM; GRU
-and plain nets are ours, from the same three terms.
+The relevant state is carried through time beside the ordinary one, step by step as in gates.py.
 
 What biases alone put into the state (C_i·C_g in an LSTM) is relevant while the position is inside
 the group. The group is a mask over positions, but the rule sees vectors: a position counts as
@@ -24,145 +21,25 @@ products between the parts (their Shapley value), the output gate's too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdep_run.cd.lstm import lstm
+from cdep_run.cd.kernels.lstm import lstm
 from cdep_run.cd.pair import Constant, Pair
-from cdep_run.cd.registry import MissingRuleError, describe, register_rule, variant
-from cdep_run.cd.rules.linear import share_of
-
-
-class Weights(NamedTuple):
-    """Of one layer and direction: `[K·H, D]`, `[K·H, H]` and biases `[K·H]` of K gates."""
-
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor
-    b_hh: Tensor
-
-
-State = tuple[Tensor, ...]
-"""h and h_rel, of an LSTM also the cell's c and c_rel: `[N, H]`, parts `[G·N, H]` of G groups.
-
-The states of all steps have a dimension of time before these.
-"""
-
-
-class Inputs(NamedTuple):
-    """One layer's input, time first: `[T, N, D]`, its parts `[T, G·N, D]`, and σ `[T, G·N, 1]`."""
-
-    x: Tensor
-    rel: Tensor
-    inside: Tensor
-
-
-# --- One step ------------------------------------------------------------------------------------
-
-
-def with_bias(f, r: Tensor, total: Tensor, c: Tensor) -> Tensor:
-    """R + C of the activation f, where total = r + i + c: ½[f(r+c) + f(c) + f(total) − f(i+c)]."""
-    return (f(r + c) + f(c) + f(total) - f(total - r)) / 2
-
-
-def repeat(total: Tensor, like: Tensor) -> Tensor:
-    """A total `[N, ...]`, once for each of the groups in `like`, `[G·N, ...]`."""
-    groups = len(like) // len(total)
-    return total if groups == 1 else total.repeat(groups, *(1,) * (total.dim() - 1))
-
-
-def gru_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
-    """Gates r, z and candidate n. Relevant state:
-
-    (1 − C_z)·R_n − R_z(R_n + C_n) + σ(1 − C_z)·C_n + (R_z + C_z)·h_rel, where n's relevant input is
-    W_in·x_rel + (R_r + C_r)·W_hn·h_rel + R_r·b_hn and its bias b_in + C_r·b_hn.
-    """
-    h, h_rel = state
-    in_r, in_z, in_n = F.linear(x, weights.w_ih, weights.b_ih).chunk(3, -1)
-    h_r, h_z, h_n = F.linear(h, weights.w_hh, weights.b_hh).chunk(3, -1)
-    r, z = torch.sigmoid(in_r + h_r), torch.sigmoid(in_z + h_z)
-    new = in_n + r * h_n
-    n = torch.tanh(new)
-    h = (1 - z) * n + z * h
-
-    rel_r, rel_z, rel_n = F.linear(rel, weights.w_ih).chunk(3, -1)
-    h_rel_r, h_rel_z, h_rel_n = F.linear(h_rel, weights.w_hh).chunk(3, -1)
-    (b_ir, b_iz, b_in), (b_hr, b_hz, b_hn) = weights.b_ih.chunk(3), weights.b_hh.chunk(3)
-    c_r, c_z = torch.sigmoid(b_ir + b_hr), torch.sigmoid(b_iz + b_hz)
-    a_r = with_bias(torch.sigmoid, rel_r + h_rel_r, repeat(in_r + h_r, rel), b_ir + b_hr)
-    a_z = with_bias(torch.sigmoid, rel_z + h_rel_z, repeat(in_z + h_z, rel), b_iz + b_hz)
-    c_n = torch.tanh(b_in + c_r * b_hn)
-    rel_n = rel_n + a_r * h_rel_n + (a_r - c_r) * b_hn
-    a_n = with_bias(torch.tanh, rel_n, repeat(new, rel), b_in + c_r * b_hn)
-    # (1 − C_z)·R_n − R_z(R_n + C_n) = (1 − A_z)·A_n − (1 − C_z)·C_n, with A = R + C.
-    h_rel = (1 - a_z) * a_n - (1 - inside) * (1 - c_z) * c_n + a_z * h_rel
-    return h, h_rel
-
-
-def plain_step(f):
-    """h' = f(Wx + Uh + b); relevant: R + σ·C."""
-
-    def step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
-        h, h_rel = state
-        bias = weights.b_ih + weights.b_hh
-        total = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
-        r = F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)
-        a = with_bias(f, r, repeat(total, rel), bias)
-        return f(total), a - (1 - inside) * f(bias)
-
-    return step
-
-
-def lstm_step(state: State, x: Tensor, rel: Tensor, inside: Tensor, weights: Weights) -> State:
-    """Variant "shared": relevant is R·R + R·C + C·R + ½(R·I + I·R) of each product, and σ·C_i·C_g.
-
-    The bias terms of i·g are split as by the published rule, the old cell and its tanh have the
-    parts R and I alone.
-    """
-    h, h_rel, c, c_rel = state
-    bias = weights.b_ih + weights.b_hh
-    before = F.linear(x, weights.w_ih) + F.linear(h, weights.w_hh) + bias
-    rel_before = F.linear(rel, weights.w_ih) + F.linear(h_rel, weights.w_hh)
-    functions = torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid
-    chunks = zip(
-        functions, rel_before.chunk(4, -1), before.chunk(4, -1), bias.chunk(4), strict=True
-    )
-    terms = []
-    for function, r, total, constant in chunks:
-        gate, bias_part = function(total), function(constant)
-        rel_part = with_bias(function, r, repeat(total, rel), constant) - bias_part
-        terms.append((gate, rel_part, repeat(gate, rel) - rel_part - bias_part, bias_part))
-    (i, r_i, i_i, c_i), (f, r_f, i_f, c_f), (g, r_g, i_g, c_g), (o, r_o, i_o, c_o) = terms
-    others = repeat(c, rel) - c_rel
-    c_rel = (r_i * (r_g + c_g + i_g / 2) + (c_i + i_i / 2) * r_g + inside * c_i * c_g) + (
-        (r_f + c_f + i_f / 2) * c_rel + r_f / 2 * others
-    )
-    c = f * c + i * g
-    tanh = torch.tanh(c)
-    tanh_rel = with_bias(torch.tanh, c_rel, repeat(c, rel), torch.zeros_like(bias[: c.shape[-1]]))
-    h_rel = (r_o + c_o + i_o / 2) * tanh_rel + r_o / 2 * (repeat(tanh, rel) - tanh_rel)
-    return o * tanh, h_rel, c, c_rel
-
-
-STEPS = {
-    "lstm": lstm_step,
-    "gru": gru_step,
-    "rnn_tanh": plain_step(torch.tanh),
-    "rnn_relu": plain_step(torch.relu),
-}
-
-
-# --- One layer, one direction --------------------------------------------------------------------
+from cdep_run.cd.registry import register_rule, variant
+from cdep_run.cd.rules.gates import STEPS, Inputs, State, Weights
+from cdep_run.cd.rules.sharing import share_of
 
 
 def scan(name: str, inputs: Inputs, start: State, weights: Weights, lengths) -> State:
     """The states after every step, `[T, ...]` each."""
     states: State
-    if name == "lstm" and variant("lstm_gates") == "published":
-        states = lstm(*inputs, start, weights, lengths)
+    if name == "lstm" and variant("lstm_gates") == "shared":
+        name = "lstm_shared"
+    if name == "lstm" and weights.w_hr is None:
+        states = lstm(*inputs, start, weights[:4], lengths)
     else:
         steps = [start]
         for x, rel, inside in zip(*inputs, strict=True):
@@ -193,9 +70,6 @@ def last(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x[lengths - 1, torch.arange(x.shape[1], device=x.device)]
 
 
-# --- The whole call ------------------------------------------------------------------------------
-
-
 def parts_of(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Total `[..., N, D]` and relevant parts `[..., G·N, D]` of a pair; of a constant 0."""
     if isinstance(x, Pair):
@@ -218,18 +92,16 @@ def positions_inside(x: Tensor, rel: Tensor) -> Tensor:
 
 
 def weights_of(
-    func, params: Sequence[Tensor], has_biases: bool, layers: int, directions: int
+    params: Sequence[Tensor], has_biases: bool, layers: int, directions: int
 ) -> list[list[Weights]]:
     """The weights of each layer and direction; biases that a net lacks are 0."""
-    each = len(params) // (layers * directions)
-    if each != (4 if has_biases else 2):
-        raise MissingRuleError(
-            f"{describe(func)} with proj_size",
-            cure="Put an nn.Linear behind an nn.LSTM without proj_size.",
-        )
-    zero = () if has_biases else (params[0].new_zeros(len(params[0])),) * 2
-    found = [Weights(*params[k : k + each], *zero) for k in range(0, len(params), each)]
-    return [found[k : k + directions] for k in range(0, len(found), directions)]
+    each, biases = len(params) // (layers * directions), 2 if has_biases else 0
+    no_biases = () if has_biases else (params[0].new_zeros(len(params[0])),) * 2
+    weights = []
+    for k in range(0, len(params), each):
+        w_ih, w_hh, *rest = params[k : k + each]
+        weights.append(Weights(w_ih, w_hh, *rest[:biases], *no_biases, *rest[biases:]))
+    return [weights[k : k + directions] for k in range(0, len(weights), directions)]
 
 
 @register_rule(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
@@ -243,7 +115,7 @@ def recurrent(func, x, *args):
     packed = not isinstance(args[2], bool)  # (batch_sizes, hx, params, …) or (hx, params, bool, …)
     hx, params, has_biases, layers, dropout, train, bidirectional, *rest = args[packed:]
     batch_first, states = bool(rest and rest[0]), hx if isinstance(hx, (list, tuple)) else (hx,)
-    weights = weights_of(func, params, has_biases, layers, 1 + bidirectional)
+    weights = weights_of(params, has_biases, layers, 1 + bidirectional)
     groups = next(len(t.parts) for t in (x, *states) if isinstance(t, Pair))
     lengths = None
     with torch.autocast(x.device.type, enabled=False):
@@ -299,9 +171,6 @@ def cell(func, x, hx, *weights):
     )
     ends = tuple(t.squeeze(0) for t in ends)
     return ends if len(ends) > 1 else ends[0]
-
-
-# --- Packing -------------------------------------------------------------------------------------
 
 
 @register_rule(torch._pack_padded_sequence)

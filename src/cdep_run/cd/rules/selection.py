@@ -7,7 +7,7 @@ import torch
 from cdep_run.cd.pair import Pair, total_of
 from cdep_run.cd.registry import register_rule
 from cdep_run.cd.rules.activations import symmetric_part
-from cdep_run.cd.rules.ids import or_ids
+from cdep_run.cd.rules.token_ids import or_ids
 
 
 @register_rule(

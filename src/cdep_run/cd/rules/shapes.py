@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cdep_run.cd import windows
-from cdep_run.cd.pair import Constant, Pair, Part, total_of
+from cdep_run.cd.kernels import windows
+from cdep_run.cd.kernels.windows import Windows
+from cdep_run.cd.pair import Constant, Pair, total_of
 from cdep_run.cd.registry import MissingRuleError, describe, register_rule
-from cdep_run.cd.rules.linear import share_of
-from cdep_run.cd.windows import Windows
+from cdep_run.cd.rules.sharing import share_of
 
 
 def moves(func, x, *args, **kwargs):
@@ -21,41 +21,11 @@ def moves(func, x, *args, **kwargs):
     if args or kwargs:
         args, kwargs = total_of(args), total_of(kwargs)
     total = func(x.total, *args, **kwargs)
-    # So that views of them stay views, and are views where the total's are.
-    with torch.enable_grad():  # they stay x's, where gradients may be wanted again
-        parts = x.parts = tuple(_laid_out_as(x.total, part) for part in x.parts)
-    columns = [func(part, *args, **kwargs) for part in parts]
+    parts = [func(part, *args, **kwargs) for part in x.lay_out()]
     if isinstance(total, (tuple, list)):
-        return tuple(
-            _view(x, Pair(t, part))
-            for t, part in zip(total, zip(*columns, strict=True), strict=True)
-        )
-    return _view(x, Pair(total, tuple(columns)))
-
-
-def _laid_out_as(total: Tensor, part: Part) -> Tensor:
-    """The part as a tensor of its own with the total's strides: whether `reshape` copies depends
-    on them."""
-    if isinstance(part, Windows):
-        values, part = part.settled.values, part.dense()
-        part = part.clone() if part is values else part  # other pairs' windows may hold them, too
-    if part.stride() == total.stride():
-        return part
-    new = torch.empty_like(total, dtype=part.dtype)
-    return new.copy_(part) if new.stride() == total.stride() else part
-
-
-def _view(x: Pair, result: Pair) -> Pair:
-    """Mark both as sharing memory if they do, so that a later in-place write reaches both."""
-    # In inference mode torch does not know which tensors are views.
-    if result.total._is_view() or _memory(result.total) == _memory(x.total):
-        x._aliased = result._aliased = True
-        x.keep_totals()
-    return result
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+        pairs = zip(total, zip(*parts, strict=True), strict=True)
+        return tuple(x.link_view(Pair(t, of_t)) for t, of_t in pairs)
+    return x.link_view(Pair(total, tuple(parts)))
 
 
 def getters(*names: str) -> list[Callable]:
@@ -162,8 +132,8 @@ def assigns(func, x, index, value):
     index = total_of(index)
     groups = len(x.parts)
     new = tuple(value.dense()) if isinstance(value, Pair) else (0,) * groups
-    parts = tuple(x.dense()) if x._aliased else tuple(part.clone() for part in x.dense())
-    total = x.total if x._aliased else x.total.clone()
+    parts = tuple(x.dense()) if x._shares_memory else tuple(part.clone() for part in x.dense())
+    total = x.total if x._shares_memory else x.total.clone()
     func(total, index, total_of(value))
     for part, written in zip(parts, new, strict=True):
         func(part, index, written)

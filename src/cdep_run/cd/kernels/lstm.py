@@ -34,7 +34,7 @@ def slopes(active: Tensor, hidden: int) -> Tensor:
     return slope
 
 
-def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
+def handwritten(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Runs a backward pass written by hand without autocast; refuses gradients of gradients."""
 
     def checked(ctx, *grads):
@@ -78,36 +78,36 @@ class Ordinary(torch.autograd.Function):
         return h, c, before, gates, tanh_c
 
     @staticmethod
-    @by_hand
-    def backward(ctx, grad_h, grad_c, grad_before, *_):
+    @handwritten
+    def backward(ctx, of_h, of_c, of_before, *_):
         w_hh, h0, c0, h, c, gates, tanh_c = ctx.saved_tensors
         (steps, count, size), like = h.shape, gates.new_empty
         i, f, g, o = gates.chunk(4, -1)
-        # Derivatives of the gates before activation, by c for i, f, g and by h for o; of c by h.
-        by = slopes(gates, size)
+        # ∂c/∂(i, f, g) and ∂h/∂o before activation; ∂h/∂c.
+        d_gates = slopes(gates, size)
         c_before = torch.cat((c0[None], c[:-1]))
-        for gate, factor in zip(by.chunk(4, -1), (g, c_before, i, tanh_c), strict=True):
+        for gate, factor in zip(d_gates.chunk(4, -1), (g, c_before, i, tanh_c), strict=True):
             gate.mul_(factor)
-        c_by_h = o - o * tanh_c.square()
-        to_inputs = like(gates.shape) if grad_before is None else grad_before.contiguous().clone()
-        to_h, to_c = h.new_zeros(count, size), h.new_zeros(count, size)
+        d_c = o - o * tanh_c.square()
+        grad_inputs = like(gates.shape) if of_before is None else of_before.contiguous().clone()
+        grad_h, grad_c = h.new_zeros(count, size), h.new_zeros(count, size)
         for t in reversed(range(steps)):
-            if grad_h is not None:
-                to_h += grad_h[t]
-            to_c.addcmul_(to_h, c_by_h[t])
-            if grad_c is not None:
-                to_c += grad_c[t]
-            gate, slope = to_inputs[t].view(count, 4, size), by[t].view(count, 4, size)
-            if grad_before is None:
-                torch.mul(slope[:, :3], to_c[:, None], out=gate[:, :3])
-                torch.mul(slope[:, 3], to_h, out=gate[:, 3])
+            if of_h is not None:
+                grad_h += of_h[t]
+            grad_c.addcmul_(grad_h, d_c[t])
+            if of_c is not None:
+                grad_c += of_c[t]
+            gate, slope = grad_inputs[t].view(count, 4, size), d_gates[t].view(count, 4, size)
+            if of_before is None:
+                torch.mul(slope[:, :3], grad_c[:, None], out=gate[:, :3])
+                torch.mul(slope[:, 3], grad_h, out=gate[:, 3])
             else:
-                gate[:, :3].addcmul_(slope[:, :3], to_c[:, None])
-                gate[:, 3].addcmul_(slope[:, 3], to_h)
-            to_h = torch.mm(to_inputs[t], w_hh, out=to_h)
-            to_c.mul_(f[t])
+                gate[:, :3].addcmul_(slope[:, :3], grad_c[:, None])
+                gate[:, 3].addcmul_(slope[:, 3], grad_h)
+            grad_h = torch.mm(grad_inputs[t], w_hh, out=grad_h)
+            grad_c.mul_(f[t])
         h_before = torch.cat((h0[None], h[:-1]))
-        return to_inputs, to_inputs.flatten(0, 1).t() @ h_before.flatten(0, 1), to_h, to_c
+        return grad_inputs, grad_inputs.flatten(0, 1).t() @ h_before.flatten(0, 1), grad_h, grad_c
 
 
 class Relevant(torch.autograd.Function):
@@ -167,8 +167,8 @@ class Relevant(torch.autograd.Function):
         return h_rel, c_rel
 
     @staticmethod
-    @by_hand
-    def backward(ctx, grad_h, grad_c):
+    @handwritten
+    def backward(ctx, of_h, of_c):
         w_hh, constant, gates, tanh_c, inside, h0, c0, a, terms, tanhs, h_rel, c_rel = (
             ctx.saved_tensors
         )
@@ -182,51 +182,51 @@ class Relevant(torch.autograd.Function):
             for first, x in ((c0, c_rel), (h0, h_rel))
         )
         of_rel, of_irrel = tanhs.square().unbind(1)
-        c_by_h = (2 - of_rel).sub_(of_irrel).mul_(o).div_(2)
-        by_a = torch.cat((a_g, c_before, a_i), -1)  # of c_rel by A
+        d_c = (2 - of_rel).sub_(of_irrel).mul_(o).div_(2)
+        d_a = torch.cat((a_g, c_before, a_i), -1)  # ∂c_rel/∂A
         slope = slopes(terms, size)
-        by_r = (slope[:, 0] + slope[:, 1]).mul_(by_a).div_(2)
-        to_h = torch.zeros_like(h_rel) if grad_h is None else grad_h.clone()
-        to_c = torch.zeros_like(c_rel) if grad_c is None else grad_c.clone()
-        to_r = torch.empty_like(by_r)
+        d_r = (slope[:, 0] + slope[:, 1]).mul_(d_a).div_(2)
+        grad_h = torch.zeros_like(h_rel) if of_h is None else of_h.clone()
+        grad_c = torch.zeros_like(c_rel) if of_c is None else of_c.clone()
+        grad_r = torch.empty_like(d_r)
         for step in reversed(range(len(bounds))):
             now = slice(*bounds[step])
             if step + 1 < len(bounds):
                 start, stop = bounds[step + 1]
                 earlier = slice(now.start, now.start + stop - start)
                 later = slice(start, stop)
-                to_h[earlier].addmm_(to_r[later], w_hh)
-                to_c[earlier].addcmul_(to_c[later], a_f[later])
-            to_c[now].addcmul_(to_h[now], c_by_h[now])
+                grad_h[earlier].addmm_(grad_r[later], w_hh)
+                grad_c[earlier].addcmul_(grad_c[later], a_f[later])
+            grad_c[now].addcmul_(grad_h[now], d_c[now])
             gates_of = (-1, 3, size)
-            torch.mul(by_r[now].view(gates_of), to_c[now, None], out=to_r[now].view(gates_of))
+            torch.mul(d_r[now].view(gates_of), grad_c[now, None], out=grad_r[now].view(gates_of))
         first = slice(*bounds[0])
-        to_h0, to_c0 = to_r[first] @ w_hh, to_c[first] * a_f[first]
+        grad_h0, grad_c0 = grad_r[first] @ w_hh, grad_c[first] * a_f[first]
 
-        to_a = by_a.view(-1, 3, size).mul_(to_c[:, None]).view_as(by_a).div_(2)
-        to_before = torch.empty_like(gates)
+        grad_a = d_a.view(-1, 3, size).mul_(grad_c[:, None]).view_as(d_a).div_(2)
+        grad_before = torch.empty_like(gates)
         of_gates = slopes(gates, size)[:, : 3 * size]
-        torch.sub(of_gates, slope[:, 1], out=to_before[:, : 3 * size]).mul_(to_a)
-        torch.mul(to_h, h_rel, out=to_before[:, 3 * size :]).mul_(1 - o)
-        to_ordinary_c = (of_irrel - tanh_c.square()).mul_(to_h).mul_(o).div_(2)
-        to_constant = to_a.sum(0)
-        lost = ((1 - inside) * to_c).sum(0)
-        to_constant[:size] -= lost * constant[2 * size :]
-        to_constant[2 * size :] -= lost * constant[:size]
-        to_bias = to_constant.mul_(slopes(constant, size)) + slope[:, 0].mul_(to_a).sum(0)
-        to_inside = (to_c @ (constant[:size] * constant[2 * size :]))[:, None]
-        to_w = to_r.t() @ h_before
+        torch.sub(of_gates, slope[:, 1], out=grad_before[:, : 3 * size]).mul_(grad_a)
+        torch.mul(grad_h, h_rel, out=grad_before[:, 3 * size :]).mul_(1 - o)
+        grad_ordinary_c = (of_irrel - tanh_c.square()).mul_(grad_h).mul_(o).div_(2)
+        grad_constant = grad_a.sum(0)
+        lost = ((1 - inside) * grad_c).sum(0)
+        grad_constant[:size] -= lost * constant[2 * size :]
+        grad_constant[2 * size :] -= lost * constant[:size]
+        grad_bias = grad_constant.mul_(slopes(constant, size)) + slope[:, 0].mul_(grad_a).sum(0)
+        grad_inside = (grad_c @ (constant[:size] * constant[2 * size :]))[:, None]
+        grad_w = grad_r.t() @ h_before
         return (
-            to_r,
-            to_w,
-            to_bias,
-            to_before,
+            grad_r,
+            grad_w,
+            grad_bias,
+            grad_before,
             None,
-            to_ordinary_c,
+            grad_ordinary_c,
             None,
-            to_inside,
-            to_h0,
-            to_c0,
+            grad_inside,
+            grad_h0,
+            grad_c0,
             None,
         )
 
