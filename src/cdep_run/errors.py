@@ -13,6 +13,14 @@ class TrainingError(CdepError):
     """Training cannot go on: the loss or the weights are no longer finite."""
 
 
+class PathError(CdepError):
+    """A path leads outside of the folder that it must stay in."""
+
+
+class DamagedError(CdepError):
+    """A file is not as it was written: its checksum does not fit."""
+
+
 class CheckpointError(CdepError):
     """A checkpoint is damaged, or does not belong to the run that asks for it."""
 

@@ -3,20 +3,93 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import platform
+import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cdep_run.errors import ConfigError
+from cdep_run.errors import ConfigError, DamagedError, PathError
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+
+NAME_BYTES = 120
+"""Length of the longest name that `safe_name` gives; file systems take 255, and leave room for
+endings."""
+
+DIGEST = 65
+"""Bytes at the end of a file with a checksum: a line break and the SHA-256 in hexadecimal."""
+
+
+def safe_name(text: str) -> str:
+    """Turn any string into the name of a file or folder: no path, not hidden, not too long.
+
+    Letters and digits of any language and ``. _ - + = ,`` are kept, all else becomes ``_``. A text
+    that is such a name already is returned as it is. Any other name ends in a part of the text's
+    SHA-256, so that two different texts never share a name.
+    """
+    plain = unicodedata.normalize("NFC", text)
+    name = re.sub(r"[^\w.+=,-]", "_", plain).lstrip(".-").rstrip(".")
+    if name == text and name and len(name.encode()) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    short = name.encode("utf-8", "ignore")[: NAME_BYTES - 11].decode("utf-8", "ignore")
+    return f"{short or 'name'}-{digest}"
+
+
+def inside(folder: Path, path: str | Path, links: bool = False) -> Path:
+    """Return `folder / path` if it lies inside `folder`, and refuse it otherwise.
+
+    Args:
+        folder: the folder that must not be left.
+        path: relative to `folder`, or absolute; from a source that is not trusted.
+        links: whether symbolic links may lead outside, as in a user's folder of linked images.
+            False: links are followed before the paths are compared, which is right for writing.
+
+    Raises:
+        PathError: the path leads outside of `folder`, or cannot be a path at all.
+    """
+    try:
+        joined = folder / path
+        if "\0" in str(path):
+            raise ValueError("it holds a NUL character")
+        where = os.path.abspath if links else os.path.realpath
+        base, target = Path(where(folder)), Path(where(joined))
+    except (OSError, ValueError, RuntimeError) as error:  # also a circle of links
+        raise PathError(f"{str(path)!r} is no usable path ({error})") from error
+    if not target.is_relative_to(base):
+        raise PathError(f"{str(path)!r} leads outside of {folder}; paths must stay in that folder")
+    return joined
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write `data`, followed by a line with its SHA-256, atomically; `read_checked` reads it."""
+    write_atomic(path, data + b"\n" + hashlib.sha256(data).hexdigest().encode())
+
+
+def read_checked(path: Path) -> bytes:
+    """Return what `write_checked` wrote to `path`.
+
+    Raises:
+        DamagedError: the content has changed since, is cut off, or has no checksum.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    data, expected = content[:-DIGEST], content[-DIGEST:].decode(errors="replace")
+    actual = hashlib.sha256(data).hexdigest()
+    if expected != f"\n{actual}":
+        raise DamagedError(
+            f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[1:17]!r}…"
+        )
+    return data
 
 
 def write_atomic(path: Path, data: bytes) -> None:

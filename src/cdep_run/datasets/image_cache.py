@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,10 +125,13 @@ class ImageCache:
         self.seen = dict(self._seen())
 
     def _seen(self) -> Iterator[tuple[str, Decoded]]:
-        """What is known of files, by their signatures; a line that was cut off is not there."""
-        text = self.lines.read_text(encoding="utf-8") if self.lines.is_file() else ""
-        for line in text.split("\n")[:-1]:
-            signature, key, width, height, share = line.split(",")
+        """What is known of files, by their signatures; damaged lines are left out."""
+        content = self.lines.read_bytes() if self.lines.is_file() else b""
+        for line in content.split(b"\n")[:-1]:
+            text, _, checksum = line.rpartition(b",")
+            if f"{zlib.crc32(text):08x}".encode() != checksum:
+                continue
+            signature, key, width, height, share = text.decode().split(",")
             if key in self.pixels.index or key in self.masks.index:
                 yield signature, Decoded(key, int(width), int(height), float(share))
 
@@ -216,7 +220,8 @@ class ImageCache:
         with open(self.lines, "a", encoding="utf-8") as file:
             for signature, known, _ in rows:
                 self.seen[signature] = known
-                file.write(f"{signature},{','.join(map(str, known))}\n")
+                line = f"{signature},{','.join(map(str, known))}"
+                file.write(f"{line},{zlib.crc32(line.encode()):08x}\n")
 
     def masks_of(self, rows: Sequence[int]) -> Mask:
         """Masks `[n, size, size]` at these rows."""

@@ -1,11 +1,15 @@
-"""Rows of numbers under names, in a file that only grows: whole after a crash at any moment."""
+"""Caches on the disk, every one with checksums: rows of numbers under names, and whole states."""
 
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
+import pickle
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdep_run.errors import CdepError
-from cdep_run.files import write_atomic
+from cdep_run.errors import CdepError, DamagedError
+from cdep_run.files import read_checked, write_atomic, write_checked
+
+log = logging.getLogger(__name__)
 
 KINDS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "u8": np.dtype(np.uint8)}
 """Kinds of numbers, by the ending of the file's name."""
@@ -23,8 +29,39 @@ KINDS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "u8": np.dtype(n
 CHUNK = 1 << 24
 """Bytes read at a time when the rows are checked."""
 
+LOST = ",lost"
+"""The line of a row whose own line was damaged: nothing finds the row any more."""
 
 ELSEWHERE = "dataset.cache_dir chooses another place"
+
+
+def load_or_compute(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `compute` gives: from the file `path` if it is there and whole, else computed.
+
+    What is computed is written to `path`, with its SHA-256, for the next time. A file that is
+    damaged, or that cannot be written, is named in the log.
+
+    Args:
+        path: of the cache file; its folder must exist.
+        compute: gives tensors, strings and numbers in dicts and lists. What it gives must depend
+            on nothing that the file's name does not stand for.
+    """
+    if path.is_file():
+        try:
+            data = io.BytesIO(read_checked(path))
+            return torch.load(data, map_location="cpu", weights_only=True)
+        except (DamagedError, OSError) as error:
+            log.warning("%s; it is made anew", error)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+            log.warning("%s is damaged: it holds no tensors; it is made anew", path)
+    state = compute()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        write_checked(path, buffer.getvalue())
+    except OSError as error:
+        log.warning("%s cannot be kept (%s) and will be made again; %s", path, error, ELSEWHERE)
+    return state
 
 
 class RowError(CdepError):
@@ -32,16 +69,17 @@ class RowError(CdepError):
 
 
 class RowStore:
-    """`<path>.f32`, rows of one width, and `<path>.csv`, a line `name,crc32` for each.
+    """Rows of numbers that a file keeps, each found by its name and checked by its CRC-32.
 
-    A row counts once its line is there, which is written after the row has reached the disk. Rows
-    are never moved or removed, so that other processes may read them while some are added; one
-    process at a time may open the files with `write=True`. A row that fails its checksum is not
-    there; it can be added again.
+    There are two files: `<path>.f32` holds rows of one width, `<path>.csv` a line `name,crc32` for
+    each row. The line is written after the row has reached the disk, so that only whole rows count.
+    Rows are never moved or removed: other processes may read them while some are added. Only one
+    process at a time may open the files with `write=True`. A row whose checksum does not fit, or
+    whose line cannot be read, counts as missing; it can be added again.
 
     Args:
         path: without suffix; its folder must exist.
-        width: entries of a row.
+        width: numbers in a row.
         write: whether rows will be added. What a killed process left half-written is cut off.
         kind: of the numbers, a key of `KINDS`; the file's name ends in it.
         check: when the checksums are compared: "open", all at once, or "read", each row whenever
@@ -53,23 +91,35 @@ class RowStore:
     ) -> None:
         self.data, self.lines, self.width = Path(f"{path}.{kind}"), Path(f"{path}.csv"), width
         self.kind = KINDS[kind]
-        text = self.lines.read_bytes().decode() if self.lines.is_file() else ""
-        whole, _, torn = text.rpartition("\n")
-        entries = [line.split(",") for line in whole.splitlines()]
-        there = self.data.stat().st_size // self.row_bytes if self.data.is_file() else 0
-        entries = entries[:there]
+        entries = self._entries(write)
         self.count = len(entries)
+        self.sums = [expected for _, expected in entries]
+        actual = self._checksums() if check == "open" else self.sums
+        self.index = {
+            name: row
+            for row, ((name, expected), now) in enumerate(zip(entries, actual, strict=True))
+            if name and expected == now
+        }
+        if write and (lost := {name for name, _ in entries if name} - self.index.keys()):
+            log.warning("%s: %d damaged rows count as missing", self.data, len(lost))
+
+    def _entries(self, write: bool) -> list[tuple[str, str]]:
+        """Name and checksum of each whole row; `write`: cut off what is half-written."""
+        content = self.lines.read_bytes() if self.lines.is_file() else b""
+        # Split at line feeds alone: a damaged byte may read as another kind of line end.
+        *lines, torn = content.decode(errors="replace").split("\n")
+        stored = self.data.stat().st_size // self.row_bytes if self.data.is_file() else 0
+        entries = [_entry(line) for line in lines[:stored]]
+        unreadable = sum(not _entry(line)[0] and line != LOST for line in lines[:stored])
         if write:
             with open(self.data, "ab") as file:
-                file.truncate(self.count * self.row_bytes)
-            if torn or there < len(whole.splitlines()):
-                write_atomic(self.lines, "".join(f"{n},{c}\n" for n, c in entries).encode())
-        self.sums = [wanted for _, wanted in entries]
-        there_now = self._checksums() if check == "open" else self.sums
-        checked = zip(entries, there_now, strict=True)
-        self.index = {
-            name: row for row, ((name, wanted), found) in enumerate(checked) if wanted == found
-        }
+                file.truncate(len(entries) * self.row_bytes)
+            if torn or stored < len(lines) or unreadable:
+                kept = [f"{name},{checksum}\n" for name, checksum in entries]
+                write_atomic(self.lines, "".join(kept).encode())
+            if unreadable:
+                log.warning("%s: %d damaged lines; their rows are lost", self.lines, unreadable)
+        return entries
 
     @property
     def row_bytes(self) -> int:
@@ -77,22 +127,22 @@ class RowStore:
         return self.kind.itemsize * self.width
 
     def _checksums(self) -> list[str]:
-        """Of every row; read in portions, not mapped, so that memory stays small."""
-        found: list[str] = []
+        """The CRC-32 of every row now; read in portions, not mapped, so that memory stays small."""
+        sums: list[str] = []
         if not self.count:
-            return found
+            return sums
         portion = max(1, CHUNK // self.row_bytes)
         with open(self.data, "rb") as file:
-            while len(found) < self.count:
-                data = memoryview(file.read(min(portion, self.count - len(found)) * self.row_bytes))
-                found += [
+            while len(sums) < self.count:
+                data = memoryview(file.read(min(portion, self.count - len(sums)) * self.row_bytes))
+                sums += [
                     _checksum(data[start : start + self.row_bytes])
                     for start in range(0, len(data), self.row_bytes)
                 ]
-        return found
+        return sums
 
     def add(self, names: Sequence[str], rows: Tensor) -> None:
-        """Append rows `[n, width]` under their names; all of them are on the disk afterwards.
+        """Append rows `[n, width]` under their names; when it returns they are on the disk.
 
         Raises:
             RowError: the disk is full; what was there before still is.
@@ -127,16 +177,16 @@ class RowStore:
         Raises:
             RowError: a row has changed since it was written.
         """
-        found = np.empty((len(rows), self.width), self.kind)
+        result = np.empty((len(rows), self.width), self.kind)
         with open(self.data, "rb", buffering=0) as file:
             for place, row in enumerate(rows):
-                count = os.preadv(file.fileno(), [found[place].data], row * self.row_bytes)
-                if count != self.row_bytes or _checksum(found[place].data) != self.sums[row]:
+                count = os.preadv(file.fileno(), [result[place].data], row * self.row_bytes)
+                if count != self.row_bytes or _checksum(result[place].data) != self.sums[row]:
                     raise RowError(
                         f"{self.data} is damaged at row {row}; delete {self.data.parent} and "
                         "repeat the command: it is filled anew"
                     )
-        return found
+        return result
 
     def tensor(self) -> Tensor:
         """All rows `[count, width]`, mapped from the file: read where they are used."""
@@ -146,7 +196,14 @@ class RowStore:
         return torch.from_numpy(mapped)
 
 
+def _entry(line: str) -> tuple[str, str]:
+    """Name and checksum in a line of the list; those in `LOST` where the line is damaged."""
+    name, _, checksum = line.rpartition(",")
+    return (name, checksum) if name and re.fullmatch("[0-9a-f]{8}", checksum) else ("", "lost")
+
+
 def _checksum(data: memoryview) -> str:
+    """The CRC-32 of a row, in hexadecimal."""
     return f"{zlib.crc32(data):08x}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
@@ -11,12 +10,10 @@ from typing import Any
 
 import torch
 
-from cdep_run.errors import CheckpointError
-from cdep_run.files import sync_folder, write_atomic
+from cdep_run.errors import CheckpointError, DamagedError
+from cdep_run.files import read_checked, sync_folder, write_checked
 
 log = logging.getLogger(__name__)
-
-DIGEST = 65  # bytes after torch's own: a line break and the SHA-256 in hexadecimal
 
 
 class Checkpoints:
@@ -34,10 +31,9 @@ class Checkpoints:
         """Write `state` as the last checkpoint; the one that was last becomes the previous."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        data = buffer.getvalue()
         self.last.parent.mkdir(exist_ok=True)
         new = self.last.with_name("new.pt")
-        write_atomic(new, data + b"\n" + hashlib.sha256(data).hexdigest().encode())
+        write_checked(new, buffer.getvalue())
         if self.last.exists():
             os.replace(self.last, self.previous)
         os.replace(new, self.last)
@@ -65,11 +61,8 @@ class Checkpoints:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    data, expected = content[:-DIGEST], content[-DIGEST + 1 :].decode(errors="replace")
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != expected:
-        raise CheckpointError(
-            f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[:16]}…"
-        )
+    try:
+        data = read_checked(path)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from None
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
