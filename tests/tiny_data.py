@@ -38,6 +38,7 @@ class OwnMasks:
         self.masks = masks
 
     def __call__(self, index: Tensor) -> Groups:
+        self.masks = self.masks.to(index.device)
         masks = self.masks[index]
         return Groups(masks[:, None, None], annotated=masks.any(2).any(1))
 
