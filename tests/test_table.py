@@ -15,6 +15,7 @@ from cdep_run.datasets.base import Bunch, DataError
 from cdep_run.datasets.table import encode, table
 from cdep_run.datasets.table_file import read_table
 from cdep_run.errors import ConfigError
+from cdep_run.evidence.columns import column_evidence, main
 from cdep_run.models.mlp import MLP
 from cdep_run.results.load import load
 from running import run
@@ -192,12 +193,33 @@ def test_a_penalised_column_no_longer_changes_predictions(tmp_path: Path) -> Non
             "training.tensorboard=false",
         )  # fmt: skip
         assert result["data"]["groups"] == ["origin"]
-        model, bunch = load(folder)
-        inputs = bunch.splits["test"].inputs
-        flipped = inputs.clone()
-        flipped[:, :2] = inputs[:, :2].flip(1)
-        with torch.no_grad():
-            differ = model(inputs).argmax(1) != model(flipped).argmax(1)
-        changed[penalty] = differ.float().mean().item()
+        (found,) = column_evidence(*load(folder))
+        changed[penalty] = found.changed_by_setting
+        assert 0.4 * found.changed_by_setting <= found.exchanged <= found.changed_by_setting
+        assert sum(each.count for each in found.errors) == 90
+        assert found.from_others == pytest.approx(0.74, abs=0.1)  # by way of the label
     assert changed["none"] > 0.5
     assert max(changed["rrr"], changed["cdep"]) <= 0.05, changed
+    assert main([str(tmp_path / name) for name in changed]) == 0
+
+
+def test_each_number_of_the_evidence_is_that_counted_by_hand(tmp_path: Path) -> None:
+    frame = pd.DataFrame({
+        "sex": ["f", "m"] * 60, "age": [20, 20, 40, 40] * 30, "label": ["n", "n", "p", "p"] * 30,
+    })  # fmt: skip
+    bunch = bunch_of(tmp_path, frame, categorical=[], must_not_matter=["sex"])
+    model = MLP(bunch.input_shape, 2, hidden=[])
+    with torch.no_grad():  # says p of every m
+        model.layers[1].weight[:] = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        model.layers[1].bias[:] = torch.tensor([0.5, 0.0])
+    (found,) = column_evidence(model.eval(), bunch)
+    said_right = [e.accuracy * e.count for e in found.errors]
+    assert found.accuracy == pytest.approx(sum(said_right) / len(bunch.splits["test"]))
+    assert found.changed_by_setting == 1.0
+    assert found.exchanged == pytest.approx(0.5, abs=0.1)
+    assert found.from_scores == 1.0
+    women, men = found.errors
+    assert (women.value, women.false_positive, women.false_negative) == ("f", 0.0, 1.0)
+    assert (men.value, men.false_positive, men.false_negative) == ("m", 1.0, 0.0)
+    with pytest.raises(ConfigError, match="is no dataset=table with"):
+        column_evidence(model, bunch_of(tmp_path, frame, categorical=[]))
