@@ -223,6 +223,22 @@ class Table(UserTable):
 
 
 @dataclass
+class Text(UserTable):
+    """`cdep_run.datasets.text.text`."""
+
+    columns: dict[str, str | None] = MISSING
+    must_not_matter: Any = MISSING
+    tokenizer: str = MISSING
+    word: str = MISSING
+    lower: bool = MISSING
+    vocabulary_size: int = MISSING
+    max_length: int = MISSING
+    vectors: str | None = MISSING
+    empty: str = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
 class Penalty:
     """What every penalty has: its λ."""
 
@@ -499,6 +515,7 @@ SCHEMAS = {
     "schema_isic": Isic,
     "schema_images": Images,
     "schema_table": Table,
+    "schema_text": Text,
     "schema_none": Penalty,
     "schema_cdep": CDEP,
     "schema_rrr": RRR,

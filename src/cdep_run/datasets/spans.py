@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cdep_run.datasets.base import DataError
-from cdep_run.datasets.tokenizers import Encoded, compiled
+from cdep_run.datasets.tokenizers import compiled
 
 Span = tuple[int, int]
 """Characters of a text, start and end, half-open, counted from 0."""
@@ -49,34 +46,45 @@ class TextGroup:
         return spans_of(cell, len(text))
 
 
-def text_groups(groups: Mapping[str, Mapping[str, Any]]) -> list[TextGroup]:
-    """The groups of a configuration: `{name: {words: […]}}`, `{pattern: …}` or `{spans: COLUMN}`.
+def text_groups(groups: Sequence[str] | Mapping[str, Any]) -> list[TextGroup]:
+    """The groups of a configuration.
+
+    Args:
+        groups: words, each of them a group; or groups by name: `{name: [word, …]}`,
+            `{name: {words: [word, …]}}`, `{name: {pattern: REGULAR EXPRESSION}}` or
+            `{name: {spans: COLUMN}}`.
 
     Raises:
         DataError: a group is described in none of these ways, or in two; names the group.
     """
+    if isinstance(groups, str):
+        groups = [groups]
+    if not isinstance(groups, Mapping):
+        groups = {str(word): [word] for word in groups}
     made = []
     for name, node in groups.items():
-        if not isinstance(node, Mapping) or len(node) != 1 or next(iter(node)) not in KINDS:
+        given = {"words": node} if isinstance(node, str | list | tuple) else node
+        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
             raise DataError(
-                f"dataset.groups.{name} is {dict(node) if isinstance(node, Mapping) else node}; it "
-                "is given by words=[...], by pattern=REGULAR_EXPRESSION or by spans=COLUMN"
+                f"dataset.must_not_matter.{name} is {node}; a group is a list of words, or "
+                "{words: [...]}, {pattern: REGULAR EXPRESSION} or {spans: COLUMN}"
             )
-        made.append(_text_group(name, *next(iter(node.items()))))
+        made.append(_text_group(str(name), *next(iter(given.items()))))
     return made
 
 
 def _text_group(name: str, kind: str, value: Any) -> TextGroup:
+    what = f"dataset.must_not_matter.{name}"
     if kind == "spans":
         return TextGroup(name, column=str(value))
     if kind == "pattern":
-        pattern = compiled(str(value))
+        pattern = compiled(str(value), what)
         if pattern.fullmatch(""):
-            raise DataError(f"dataset.groups.{name}: the pattern {value!r} matches an empty text")
+            raise DataError(f"{what}: the pattern {value!r} matches an empty text")
         return TextGroup(name, pattern=pattern)
     phrases = [value] if isinstance(value, str) else [str(word) for word in value]
     if not phrases or not all(phrase.strip() for phrase in phrases):
-        raise DataError(f"dataset.groups.{name}.words is {phrases}; it lists words, none empty")
+        raise DataError(f"{what} is {phrases}; it lists words, none empty")
     return TextGroup(name, tuple(phrases), re.compile(whole_words(phrases), re.IGNORECASE))
 
 
@@ -114,28 +122,18 @@ def spans_of(cell: object, length: int) -> list[Span]:
     return pairs
 
 
-def token_mask(encoded: Sequence[Encoded], spans: Sequence[Sequence[Sequence[Span]]]) -> Tensor:
-    """Bool `[N, G, T]`: which tokens stand for a character of each group.
+def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """Which tokens stand for a character of one of the spans.
 
     Args:
-        encoded: the N texts as tokens, at most T each.
-        spans: for each text, for each of G groups, its spans.
+        offsets: the characters of each token; (0, 0): of none.
+        spans: of one group in the same text.
     """
-    longest = max((len(one.ids) for one in encoded), default=0)
-    groups = len(spans[0]) if spans else 0
-    mask = torch.zeros(len(encoded), groups, longest, dtype=torch.bool)
-    for row, (one, of_groups) in enumerate(zip(encoded, spans, strict=True)):
-        for group, of_group in enumerate(of_groups):
-            for token in _overlapping(one.offsets, of_group):
-                mask[row, group, token] = True
-    return mask
-
-
-def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> Iterator[int]:
-    for start, end in spans:
-        for token, (first, last) in enumerate(offsets):
-            if first < end and start < last:
-                yield token
+    return [
+        token
+        for token, (first, last) in enumerate(offsets)
+        if any(first < end and start < last for start, end in spans)
+    ]
 
 
 def removed(text: str, spans: Sequence[Span]) -> str:
@@ -147,8 +145,12 @@ def removed(text: str, spans: Sequence[Span]) -> str:
     return "".join([*kept, text[at:]])
 
 
-def inserted(text: str, phrase: str, end: int, random: Random) -> str:
-    """`text` with a phrase in front of one of its words, any that begins before character `end`."""
+def inserted(text: str, phrase: str, end: int, random: Random) -> tuple[int, str]:
+    """A phrase in front of one of the text's words, any that begins before character `end`.
+
+    Returns:
+        Where the phrase begins, and the text with it.
+    """
     starts = [match.start() for match in re.finditer(r"\S+", text) if match.start() < max(end, 1)]
     place = random.choice(starts or [0])
-    return f"{text[:place]}{phrase} {text[place:]}"
+    return place, f"{text[:place]}{phrase} {text[place:]}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdep_run.datasets.base import DataError
+from cdep_run.datasets.table_file import as_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,44 @@ def _number_first(name: str) -> tuple[bool, float, str]:
         return False, float(name), name
     except ValueError:
         return True, 0.0, name
+
+
+def divided_rows(
+    frame: pd.DataFrame,
+    labels: Sequence[str],
+    columns: Mapping[str, str | None],
+    shares: Mapping[str, float],
+    seed: int,
+) -> Names:
+    """The split of each row of a table: as a column says, or made; see `make_splits`.
+
+    Args:
+        frame: its index holds the row numbers.
+        labels: the class of each row.
+        columns: the names of the columns split and group, None where there is none.
+        shares: of the splits that are made.
+        seed: of the division.
+
+    Raises:
+        DataError: a split is missing or has an unknown name, or the classes cannot be divided.
+    """
+    if (split := columns.get("split")) is not None:
+        names = given_splits(as_text(frame[split]).tolist(), frame.index.tolist())
+        if absent := sorted({*labels} - {*np.array(labels)[names == "train"]}):
+            raise DataError(f"the split train has no row of class {', '.join(absent)}")
+        return names
+    group = columns.get("group")
+    groups = None if group is None else as_text(frame[group]).tolist()
+    return make_splits(np.array(labels), groups, shares, seed)
+
+
+def used_rows(split_of: Names, train_size: int | None, seed: int) -> NDArray[np.bool_]:
+    """Which rows are used: all, or at most so many training rows, drawn at random."""
+    chosen = np.ones(len(split_of), dtype=bool)
+    if train_size is not None:
+        train = np.random.default_rng(seed).permutation(np.flatnonzero(split_of == "train"))
+        chosen[train[max(train_size, 1) :]] = False
+    return chosen
 
 
 def given_splits(column: Sequence[str], rows: Sequence[Any]) -> Names:

@@ -21,7 +21,7 @@ from cdep_run.batch import Groups
 from cdep_run.datasets.annotation import ConstantGroups
 from cdep_run.datasets.base import Bunch, DataError, TensorSplit, fingerprint
 from cdep_run.datasets.faults import Fault, refuse
-from cdep_run.datasets.splits import class_names, given_splits, make_splits
+from cdep_run.datasets.splits import class_names, divided_rows, used_rows
 from cdep_run.datasets.table_file import as_text, not_numbers, numbers, read_table
 
 COLUMNS = ("label", "split", "group")
@@ -285,8 +285,8 @@ def table(
     )  # fmt: skip
     refuse(found.faults, CURE)
     classes = class_names(set(found.labels), positive, str(found.path))
-    split_of = divided_rows(found, columns, shares, seed)
-    chosen = _smaller(split_of, train_size, seed)
+    split_of = divided_rows(found.frame, found.labels, columns, shares, seed)
+    chosen = used_rows(split_of, train_size, seed)
     fitted = fit_columns(found, chosen & (split_of == "train"))
     names, mask = column_groups(must_not_matter, fitted, found.path)
     preprocessing = {
@@ -318,31 +318,3 @@ def table(
         preprocessing=preprocessing,
         group_names=names or None,
     )
-
-
-def divided_rows(
-    found: UserTable, columns: Mapping[str, str | None], shares: Mapping[str, float], seed: int
-) -> NDArray[np.str_]:
-    """The split of each row: as a column says, or made; see `make_splits`.
-
-    Raises:
-        DataError: a split is missing or has an unknown name, or the classes cannot be divided.
-    """
-    labels = np.array(found.labels)
-    if (split := columns.get("split")) is not None:
-        names = given_splits(as_text(found.frame[split]).tolist(), found.frame.index.tolist())
-        if absent := sorted({*labels} - {*labels[names == "train"]}):
-            raise DataError(f"the split train has no row of class {', '.join(absent)}")
-        return names
-    group = columns.get("group")
-    groups = None if group is None else as_text(found.frame[group]).tolist()
-    return make_splits(labels, groups, shares, seed)
-
-
-def _smaller(split_of: NDArray[np.str_], train_size: int | None, seed: int) -> NDArray[np.bool_]:
-    """Which rows are used: all, or at most so many training rows, drawn at random."""
-    chosen = np.ones(len(split_of), dtype=bool)
-    if train_size is not None:
-        train = np.random.default_rng(seed).permutation(np.flatnonzero(split_of == "train"))
-        chosen[train[max(train_size, 1) :]] = False
-    return chosen

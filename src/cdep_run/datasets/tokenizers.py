@@ -39,10 +39,12 @@ class Tokenizer(Protocol):
     Attributes:
         vocabulary: the token of each id.
         padding: the id that fills up short sentences.
+        unknown: the id of what has no other; a text without a token is this one.
     """
 
     vocabulary: list[str]
     padding: int
+    unknown: int
 
     def encode(self, texts: Sequence[str], max_length: int) -> Iterator[Encoded]:
         """The first `max_length` tokens of each text, special ones included."""
@@ -63,9 +65,14 @@ class WordTokenizer:
     """
 
     padding = 0
+    unknown = 1
 
     def __init__(self, vocabulary: list[str], pattern: str, lower: bool) -> None:
-        self.vocabulary, self.pattern, self.lower = vocabulary, compiled(pattern), lower
+        self.vocabulary, self.pattern, self.lower = (
+            vocabulary,
+            compiled(pattern, "dataset.word"),
+            lower,
+        )
         self.index = {word: i for i, word in enumerate(vocabulary)}
 
     @classmethod
@@ -116,13 +123,13 @@ class SubwordTokenizer:
 
     Args:
         description: what the library `tokenizers` writes to tokenizer.json.
-        padding: the id of the padding token.
+        padding, unknown: the ids of these tokens.
     """
 
-    def __init__(self, description: str, padding: int) -> None:
+    def __init__(self, description: str, padding: int, unknown: int) -> None:
         from tokenizers import Tokenizer as Fast
 
-        self.fast, self.padding = Fast.from_str(description), padding
+        self.fast, self.padding, self.unknown = Fast.from_str(description), padding, unknown
         self.fast.no_padding()
         self.fast.no_truncation()
         self.description = description
@@ -142,26 +149,31 @@ class SubwordTokenizer:
 
     def state(self) -> dict[str, Any]:
         """See `Tokenizer`."""
-        return {"kind": "subwords", "tokenizer": self.description, "padding": self.padding}
+        return {
+            "kind": "subwords",
+            "tokenizer": self.description,
+            "padding": self.padding,
+            "unknown": self.unknown,
+        }
 
 
 def tokenizer_from(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer whose `state()` this is."""
     if state["kind"] == "words":
         return WordTokenizer(state["vocabulary"], state["pattern"], state["lower"])
-    return SubwordTokenizer(state["tokenizer"], state["padding"])
+    return SubwordTokenizer(state["tokenizer"], state["padding"], state["unknown"])
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The regular expression.
+def compiled(pattern: str, setting: str) -> re.Pattern[str]:
+    """The regular expression that a setting holds.
 
     Raises:
-        DataError: it is none.
+        DataError: it is none; names the setting.
     """
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise DataError(f"{pattern!r} is not a regular expression: {error}") from error
+        raise DataError(f"{setting}: {pattern!r} is not a regular expression: {error}") from error
 
 
 def pretrained_tokenizer(name: str, max_length: int) -> SubwordTokenizer:
@@ -195,5 +207,7 @@ def pretrained_tokenizer(name: str, max_length: int) -> SubwordTokenizer:
             f"dataset.max_length is {max_length}, but {name} reads at most "
             f"{found.model_max_length} tokens; set dataset.max_length={found.model_max_length}"
         )
-    padding = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
-    return SubwordTokenizer(found.backend_tokenizer.to_str(), 0 if padding is None else padding)
+    end = found.eos_token_id or 0
+    padding = end if found.pad_token_id is None else found.pad_token_id
+    unknown = end if found.unk_token_id is None else found.unk_token_id
+    return SubwordTokenizer(found.backend_tokenizer.to_str(), padding, unknown)

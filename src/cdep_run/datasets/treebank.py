@@ -220,6 +220,8 @@ def _cached_vectors(path: Path, folder: Path) -> Vectors:
             return Vectors(str(path), cache=str(folder))
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             found = Vectors(str(path), cache=temporary)
+            if found.dim is None:
+                raise ValueError("its vectors have fewer than 3 numbers")
             if not found.vectors.isfinite().all():
                 raise ValueError("a number is not finite")
             if not folder.is_dir():

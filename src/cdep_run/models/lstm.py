@@ -18,7 +18,7 @@ class RecurrentClassifier(nn.Module):
     Args:
         input_shape: of one sentence, `(T,)`; any length will do.
         num_classes: number of logits.
-        vectors: of the data: float `[V, D]`, what the embedding starts from; token 0 is padding.
+        vectors: of the data: float `[V, D]`, what the embedding starts from.
             None: it starts from random numbers.
         hidden: units of each layer and direction.
         layers: recurrent layers.
@@ -30,6 +30,7 @@ class RecurrentClassifier(nn.Module):
         dropout: share of the word vectors' entries, and of the state's, dropped in training.
         width: numbers of each word's vector, where there are no vectors to start from.
         vocab_size: of the data: V, where there are no vectors.
+        padding: of the data: the token that fills up short sentences.
 
     Raises:
         ConfigError: `hidden`, `layers` or `width` below 1, `dropout` not in [0, 1); random vectors
@@ -50,6 +51,7 @@ class RecurrentClassifier(nn.Module):
         dropout: float = 0.0,
         width: int = 100,
         vocab_size: int = 0,
+        padding: int = 0,
     ) -> None:
         super().__init__()
         if min(hidden, layers, width) < 1:
@@ -58,17 +60,17 @@ class RecurrentClassifier(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ConfigError(f"model.dropout={dropout}: a share, 0 or more and below 1")
-        self.read_padding = read == "padding"
+        self.padding, self.read_padding = padding, read == "padding"
         if vectors is None and not train_vectors:
             raise ConfigError(
                 "model.train_vectors=false leaves random word vectors as they are; name a file by "
                 "dataset.vectors, or train them"
             )
         self.embedding = (
-            nn.Embedding(vocab_size, width, padding_idx=0)
+            nn.Embedding(vocab_size, width, padding_idx=padding)
             if vectors is None
             else nn.Embedding.from_pretrained(
-                vectors.clone(), freeze=not train_vectors, padding_idx=0
+                vectors.clone(), freeze=not train_vectors, padding_idx=padding
             )
         )
         kind = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
@@ -79,7 +81,7 @@ class RecurrentClassifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of tokens int64 `[N, T]`; no sentence may be empty."""
-        lengths = (tokens != 0).sum(1)
+        lengths = (tokens != self.padding).sum(1)
         vectors = self.dropout(self.embedding(tokens))
         if not self.read_padding and not self.recurrent.bidirectional:
             # Faster than packing: the states after the last word are never looked at.
