@@ -22,7 +22,8 @@ COLUMNS = {"text": "text", "label": "label", "split": None, "group": None}
 SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}
 GOOD = ["a fine film", "what a joy", "really fine", "joy all the way"]
 BAD = ["a dull bore", "what a mess", "really dull", "a mess all the way"]
-ROWS = [(f"{t} {n}", y) for n in range(3) for t, y in [(t, "good") for t in GOOD] + [(t, "bad") for t in BAD]]  # fmt: skip
+BOTH = [*((text, "good") for text in GOOD), *((text, "bad") for text in BAD)]
+ROWS = [(f"{text} {n}", label) for n in range(3) for text, label in BOTH]
 
 
 def write(path: Path, rows: list[tuple[str, str]] = ROWS, encoding: str = "utf-8") -> Path:
@@ -76,7 +77,7 @@ def test_bom_quotes_line_breaks_and_other_alphabets_are_read(tmp_path: Path) -> 
     hard = [('She said "no",\nthen\r\nleft', "good"), ("naïve café, ça va 日本 🎉", "bad")]
     path = write(tmp_path / "a.csv", hard * 4, "utf-8-sig")
     bunch = made(path)
-    found = set(sum((words(bunch, name) for name in bunch.splits), []))
+    found = {text for name in bunch.splits for text in words(bunch, name)}
     assert 'she said " no " , then left' in found
     assert bunch.vocabulary is not None and {"naïve", "café", "日本", "🎉"} <= {*bunch.vocabulary}
 
@@ -95,7 +96,7 @@ def test_bom_quotes_line_breaks_and_other_alphabets_are_read(tmp_path: Path) -> 
         (ROWS, {"must_not_matter": {"a": {"word": "x"}}}, r"must_not_matter.a is .*words: \["),
         (ROWS, {"must_not_matter": {"a": []}}, "none empty"),
         (ROWS, {"must_not_matter": {"a": {"spans": "places"}}}, "no column 'places'"),
-        (ROWS, {"must_not_matter": {"a": {"spans": "label"}}}, r"(?s)24 faults.*row 2.*'good' is no list"),
+        (ROWS, {"must_not_matter": {"a": {"spans": "label"}}}, "(?s)24 faults.*row 2.*is no list"),
         (ROWS, {"max_length": 0}, "max_length is 0"),
         (ROWS, {"word": "("}, r"dataset.word: '\('"),
         (ROWS, {"empty": "drop"}, "refuse, leave_out"),
@@ -131,11 +132,11 @@ def test_a_text_of_100000_words_is_cut_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = ("fine " * 100_000 + "zorb", "good")
-    bunch = made(write(tmp_path / "a.csv", [*ROWS, long] * 2), max_length=5, must_not_matter=["zorb"],
-                 shares={"train": 0.98, "val": 0.01, "test": 0.01})  # fmt: skip
-    assert max(split.inputs.shape[1] for split in bunch.splits.values()) <= 5
-    assert "more than dataset.max_length=5" in caplog.text and "(row 26" in caplog.text
-    assert "a group stands behind the cut" in caplog.text
+    path, shares = write(tmp_path / "a.csv", [*ROWS, long] * 2), {"train": 0.98, "val": 0.02}
+    bunch = made(path, max_length=6, must_not_matter=["zorb"], shares=shares)
+    assert max(split.inputs.shape[1] for split in bunch.splits.values()) <= 6
+    assert "(row 26, 51) have more than dataset.max_length=6" in caplog.text
+    assert "a group stands behind the cut 2 times" in caplog.text
 
 
 def test_words_are_found_whole_and_in_any_case(tmp_path: Path) -> None:
@@ -150,11 +151,14 @@ def test_words_are_found_whole_and_in_any_case(tmp_path: Path) -> None:
 
 def test_spans_of_a_column_become_tokens(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    rows = [{"text": f"oh Anna Bell {t}", "label": y, "name": s}
-            for (t, y), s in zip(ROWS, ["3:7 8:12", [[3, 12]], "[[4, 5]]", None] * 6, strict=True)]  # fmt: skip
+    cells = ["3:7 8:12", [[3, 12]], "[[4, 5]]", None] * 6
+    rows = [
+        {"text": f"oh Anna Bell {text}", "label": label, "name": cell}
+        for (text, label), cell in zip(ROWS, cells, strict=True)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     bunch = made(path, must_not_matter={"name": {"spans": "name"}})
-    found = sum((marked(bunch, name) for name in ("train", "val", "test")), [])
+    found = [one for name in ("train", "val", "test") for one in marked(bunch, name)]
     assert sorted(map(str, found)) == sorted(
         map(str, [[["anna", "bell"]]] * 12 + [[["anna"]]] * 6 + [[[]]] * 6)
     )
@@ -189,8 +193,10 @@ def test_counterfactual_splits_take_the_words_out_and_put_them_in(tmp_path: Path
         pairs = zip(words(bunch, name), words(bunch, f"{name}_without"),
                     words(bunch, f"{name}_inserted"), strict=True)  # fmt: skip
         for usual, without, inserted in pairs:
-            assert usual.replace(" zorb", "") == without == " ".join(
-                word for word in inserted.split() if word != "zorb"
+            assert (
+                usual.replace(" zorb", "")
+                == without
+                == " ".join(word for word in inserted.split() if word != "zorb")
             )
             assert inserted.split().count("zorb") == 1
         assert bunch.splits[f"{name}_inserted"].present.all()
@@ -225,7 +231,7 @@ def test_vectors_of_any_text_file_start_the_embedding(
     assert "joy among them: these start as zeros" in caplog.text
     (tmp_path / "w.txt").write_text("nothing 1 2 3\n")
     (tmp_path / "x.txt").write_text("fine 1 2\n")
-    for name, message in (("w.txt", "no vector of any word"), ("x.txt", "fewer than 3 numbers")):
+    for name, message in (("w.txt", "no vector of any word"), ("x.txt", "no word with 3 numbers")):
         with pytest.raises(DataError, match=message):
             made(tmp_path / "a.csv", vectors=tmp_path / name, cache_dir=tmp_path / "kept")
 
@@ -335,7 +341,7 @@ def test_what_hugging_face_does_not_have_is_said(
             hf_model((9,), 2, name)
     with pytest.raises(DataError, match="reads at most 16 tokens"):
         made(path, tokenizer=str(bert))
-    with pytest.raises(DataError, match="dataset.tokenizer makes sub-words"):
+    with pytest.raises(DataError, match=r"dataset\.tokenizer makes sub-words"):
         made(path, tokenizer=str(bert), max_length=16, vectors=path)
     with pytest.raises(ConfigError, match="knows 19 token ids, but the data have 50"):
         hf_model((9,), 2, str(bert), vocab_size=50)

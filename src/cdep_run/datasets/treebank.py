@@ -220,14 +220,14 @@ def _cached_vectors(path: Path, folder: Path) -> Vectors:
             return Vectors(str(path), cache=str(folder))
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             found = Vectors(str(path), cache=temporary)
-            if found.dim is None:
-                raise ValueError("its vectors have fewer than 3 numbers")
             if not found.vectors.isfinite().all():
                 raise ValueError("a number is not finite")
             if not folder.is_dir():
                 shutil.copytree(temporary, f"{temporary}-whole")
                 os.replace(f"{temporary}-whole", folder)
         return found
+    except TypeError as error:  # torchtext takes two numbers for the counts of a header
+        raise DataError(f"{path} holds no word with 3 numbers or more") from error
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
