@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
+from cdep_run.check import check
 from cdep_run.datasets import text as texts
 from cdep_run.datasets.base import Bunch, DataError
 from cdep_run.datasets.spans import covered, spans_of, text_groups
 from cdep_run.datasets.tokenizers import SubwordTokenizer, WordTokenizer, tokenizer_from
 from cdep_run.errors import ConfigError
 from cdep_run.models.zoo import hf_model
-from running import run
+from cdep_run.training.build import plain
+from running import composed, run
 
 COLUMNS = {"text": "text", "label": "label", "split": None, "group": None}
 SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}
@@ -261,6 +263,25 @@ def test_an_lstm_is_trained_under_every_penalty(tmp_path: Path, penalty: str) ->
                  "training.tensorboard=false")  # fmt: skip
     assert result["selection_split"] == "val_inserted"
     assert result["history"][0]["train/penalty"] > 0
+
+
+def test_check_finds_shortcuts_copies_and_all_bad_rows(tmp_path: Path) -> None:
+    rows = [(f"{t} zorb" if y == "good" else t, y) for t, y in ROWS]
+    path = write(
+        tmp_path / "a.csv", [*rows, ("  A fine   film 0 zorb", "bad"), ("", "bad"), ("x", "")]
+    )
+    groups = ["zorb", "blorp"]
+    node = plain(
+        composed("dataset=text", f"dataset.table={path}", f"dataset.must_not_matter={groups}")
+    )
+    report = check(node["dataset"])
+    assert [finding.what[:20] for finding in report.of("fault")][:2] == [
+        "1 rows have no text ", "1 rows have no label",
+    ]  # fmt: skip
+    told = {(f.topic, f.where): f.what for f in report.findings}
+    assert "goes with the class" in told["shortcut", "zorb"]
+    assert "no training text holds it" in told["words", "blorp"]
+    assert "with different labels" in told["duplicates", "row 2"]
 
 
 # --- Hugging Face --------------------------------------------------------------------------------

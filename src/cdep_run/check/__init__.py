@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INSPECTORS = {
     "cdep_run.datasets.images.images": "cdep_run.check.images",
     "cdep_run.datasets.table.table": "cdep_run.check.table",
+    "cdep_run.datasets.text.text": "cdep_run.check.text",
 }
 """By the data set's `_target_`, the module whose `inspect(settings)` looks at it unbuilt.
 

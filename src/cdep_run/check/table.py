@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from cdep_run.check.association import associate
 from cdep_run.check.findings import CheckReport, add_counts, add_duplicates, same
 from cdep_run.datasets.base import DataError
-from cdep_run.datasets.splits import class_names
+from cdep_run.datasets.splits import class_names, divided_rows
 from cdep_run.datasets.table import (
     Reading,
     UserTable,
     column_groups,
-    divided_rows,
     fit_columns,
     read_user_table,
 )
@@ -59,7 +58,8 @@ def inspect(node: dict[str, Any]) -> CheckReport:
     names = [f"row {row}" for row in found.frame.index]
     try:
         classes = class_names(set(found.labels), node["positive"], found.path.name)
-        splits = divided_rows(found, node["columns"], node["shares"], node["seed"]).tolist()
+        options = node["columns"], node["shares"], node["seed"]
+        splits = divided_rows(found.frame, found.labels, *options).tolist()
     except DataError as error:
         report.add("fault", "classes and splits", found.path.name, str(error))
         classes, splits = sorted(set(found.labels)), ["train"] * len(found.labels)
