@@ -87,7 +87,12 @@ def input_gradients(
 
 
 def expected_gradients(
-    model: Model, inputs: Tensor, labels: Tensor, references: Tensor, alpha: Tensor
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    references: Tensor,
+    alpha: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One sample of expected gradients for each reference: (x − x′) ⊙ ∂p_y/∂x at x′ + α(x − x′).
 
@@ -99,9 +104,12 @@ def expected_gradients(
         labels: y, int64 `[N]`.
         references: x′, `[S, N, *features]`.
         alpha: α in [0, 1], `[S, N]`.
+        product: takes the place of ⊙, of one sample's difference and gradient `[N, *features]`,
+            such as `Groups.attribution`, which keeps both to feature groups. None: ⊙.
 
     Returns:
-        `[S, N, *features]`, in units of probability, differentiable in the parameters.
+        `[S, N, *features]`, in units of probability, differentiable in the parameters; with a
+        `product` of one's own what it returns, for each sample.
     """
     difference = inputs - references
     points = references + alpha.view(*alpha.shape, *(1,) * (inputs.dim() - 1)) * difference
@@ -111,7 +119,10 @@ def expected_gradients(
         return F.softmax(logits, 1).gather(1, repeated).sum()
 
     _, gradient = input_gradients(model, points.flatten(0, 1), probability)
-    return difference * gradient.view_as(points)
+    gradient = gradient.view_as(points)
+    if product is None:
+        return difference * gradient
+    return torch.stack([product(*pair) for pair in zip(difference, gradient, strict=True)])
 
 
 def features(
@@ -242,11 +253,6 @@ class _Lookup(TorchFunctionMode):
 
     def _is_tokens(self, ids: Tensor) -> bool:
         return ids.shape == self.tokens.shape and ids.data_ptr() == self.tokens.data_ptr()
-
-
-def covering(mask: Tensor, features: Tensor) -> Tensor:
-    """A mask `[N or 1, G, *…]` with the missing last dimensions of `features` `[N, *…]`."""
-    return mask.view(*mask.shape, *(1,) * (features.dim() + 1 - mask.dim()))
 
 
 @contextmanager

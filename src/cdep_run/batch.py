@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +12,34 @@ Box = tuple[int, int, int, int]
 """A rectangle on the last two input dimensions: top, bottom, left, right; half-open, in pixels."""
 
 
+class Projection(Protocol):
+    """A linear map of the inputs that says what must not matter, where no mask can: their colour.
+
+    `cdep_run.datasets.projections` holds ours; any object with these attributes will do. It works
+    on inputs as the model gets them (standardised; of token ids, the words' vectors), and keeps
+    the axes before the features as they are.
+    """
+
+    name: str
+    """What the projected part is called in reports, such as "chroma"."""
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """P x: the relevant part of `[..., *features]`, of the same shape."""
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """Pᵀ g of `[..., *features]`, of the same shape: ⟨P x, g⟩ = ⟨x, Pᵀ g⟩ for all x and g."""
+
+    def to(self, device: torch.device | str) -> Projection:
+        """Return the same map with its tensors on `device`."""
+
+
 @dataclass(frozen=True)
 class Groups:
     """Knowledge about feature groups of a batch of N examples, G groups each.
+
+    What belongs to a group of the inputs x is mask · x, or mask · P x where there is a projection
+    P: the projected part inside the mask. Penalties ask `project`, `adjoint`, `sensitivity` and
+    `attribution`, and need not know which of the two it is.
 
     Attributes:
         mask: bool `[N or 1, G, *features]`, True inside the group; the feature dimensions
@@ -26,6 +52,7 @@ class Groups:
         relevant: float `[N, G, *features]`, what each group contributed to the inputs, where these
             are features that a frozen trunk made of images: CD starts from it. None: the inputs are
             what the mask says, and inputs · mask is relevant.
+        projection: the linear map P, the same for all groups. None: the identity, masks alone.
     """
 
     mask: Tensor
@@ -33,6 +60,52 @@ class Groups:
     targets: Tensor | None = None
     annotated: Tensor | None = None
     relevant: Tensor | None = None
+    projection: Projection | None = None
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """mask · P x: what of `inputs` `[N, *features]` belongs to each group.
+
+        Args:
+            inputs: as the model gets them, or a difference of such; of token ids, the words'
+                vectors `[N, T, D]`.
+
+        Returns:
+            `[N, G, *features]`.
+        """
+        parts = inputs.unsqueeze(1)
+        parts = parts if self.projection is None else self.projection.project(parts)
+        return parts * covering(self.mask, inputs)
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """Pᵀ(mask · g): what of a gradient `[N, *features]` each group feels, `[N, G, *features]`.
+
+        A step in a direction d of the inputs that keeps to a group changes the score by
+        ⟨d, adjoint⟩; where P is the identity the gradient inside the mask.
+        """
+        inside = gradient.unsqueeze(1) * covering(self.mask, gradient)
+        return inside if self.projection is None else self.projection.adjoint(inside)
+
+    def sensitivity(self, gradient: Tensor) -> Tensor:
+        """‖Pᵀ(mask · g)‖², summed over the features: `[N, G]`, of a gradient `[N, *features]`."""
+        if self.projection is not None:
+            return self.adjoint(gradient).square().flatten(2).sum(2)
+        squared = gradient.square().unsqueeze(1)  # once for all groups
+        return (squared * covering(self.mask, gradient)).flatten(2).sum(2)
+
+    def attribution(self, difference: Tensor, gradient: Tensor) -> Tensor:
+        """mask · P d ⊙ Pᵀ(mask · g): a gradient times a difference, both kept to each group.
+
+        Its sum is ⟨mask · P d, g⟩ where mask and P commute and P P = P. Both factors are kept to
+        the group so that what cancels out among its features, such as a grey change seen channel
+        by channel, does not count.
+
+        Args:
+            difference, gradient: `[N, *features]`.
+
+        Returns:
+            `[N, G, *features]`.
+        """
+        return self.project(difference) * self.adjoint(gradient)
 
 
 @dataclass(frozen=True)
@@ -47,6 +120,11 @@ class Batch:
     labels: Tensor
     groups: Groups | None = None
     images: Batch | None = None
+
+
+def covering(mask: Tensor, features: Tensor) -> Tensor:
+    """Return a mask `[N or 1, G, *…]` with the missing last dimensions of `features` `[N, *…]`."""
+    return mask.view(*mask.shape, *(1,) * (features.dim() + 1 - mask.dim()))
 
 
 def fit_mask(inputs: Tensor, mask: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.attribution import logits_of
-from cdep_run.batch import Batch
-from cdep_run.cd import decompose
+from cdep_run.attribution import features, logits_of
+from cdep_run.batch import Batch, Groups, covering
+from cdep_run.cd import Decomposition, decompose
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
 
@@ -90,21 +90,32 @@ class CDEP:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar (λ not applied; unit: see the form)."""
         groups = groups_of(batch, self)
-        mask = groups.mask
-        parts = decompose(
-            model,
-            batch.inputs,
-            mask,
-            boxes=groups.boxes,
-            rules=self.rules,
-            relevant=groups.relevant,
-        )
+        parts = self.decompose(model, batch.inputs, groups)
         logits_of(parts.total)
         targets = groups.targets
         if targets is None:
-            targets = parts.relevant.new_zeros(mask.shape[1])
+            targets = parts.relevant.new_zeros(parts.relevant.shape[1])
         elif self.form != "pair":
             raise PenaltyError(f"form {self.form} knows no wanted share but 'must not matter'")
         values = FORMS[self.form](parts.relevant, parts.irrelevant, targets, batch.labels)
         logits = model(batch.inputs) if self.detach_vectors else parts.total
         return logits, mean_annotated(values.sum(1), groups)
+
+    def decompose(self, model: nn.Module, inputs: Tensor, groups: Groups) -> Decomposition:
+        """What each group contributed to the logits; of projected groups CD starts from P x.
+
+        Of token ids x are the words' vectors, and CD starts behind the embedding.
+        """
+        if groups.projection is None:
+            return decompose(
+                model,
+                inputs,
+                groups.mask,
+                boxes=groups.boxes,
+                rules=self.rules,
+                relevant=groups.relevant,
+            )
+        function, x = features(model, inputs)
+        x = x.detach() if self.detach_vectors else x
+        mask, relevant = covering(groups.mask, x), groups.project(x)
+        return decompose(function, x, mask, rules=self.rules, relevant=relevant)

@@ -5,21 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdep_run.attribution import (
-    covering,
-    expected_gradients,
-    features,
-    logits_of,
-    statistics_at_rest,
-)
-from cdep_run.batch import Batch
+from cdep_run.attribution import expected_gradients, features, logits_of, statistics_at_rest
+from cdep_run.batch import Batch, covering
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
 
 class ExpectedGradients:
     """Σ |φ| over the features of the groups, mean over annotated examples.
 
-    φ is the mean over `samples` references x′ drawn from the batch and α ~ U(0, 1).
+    φ is the mean over `samples` references x′ drawn from the batch and α ~ U(0, 1). Of a group
+    that is a linear map P of the inputs φ = P(x − x′) ⊙ Pᵀ ∂p_y/∂x.
 
     Args:
         samples: references for each example and step.
@@ -48,8 +43,10 @@ class ExpectedGradients:
         logits = logits_of(model(batch.inputs))
         with statistics_at_rest(model):
             function, inputs = features(model, batch.inputs, groups.boxes)
-            alpha = alpha.to(inputs.dtype)
-            samples = expected_gradients(function, inputs, batch.labels, inputs[index], alpha)
+            arguments = (function, inputs, batch.labels, inputs[index], alpha.to(inputs.dtype))
+            own = () if groups.projection is None else (groups.attribution,)
+            samples = expected_gradients(*arguments, *own)
         size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
-        inside = size.unsqueeze(1) * covering(groups.mask, size)
-        return logits, mean_annotated(inside.flatten(1).sum(1), groups)
+        if groups.projection is None:  # masked last: once for all samples
+            size = size.unsqueeze(1) * covering(groups.mask, size)
+        return logits, mean_annotated(size.flatten(1).sum(1), groups)

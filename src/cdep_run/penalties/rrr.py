@@ -8,13 +8,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdep_run.attribution import covering, features, input_gradients, logits_of
+from cdep_run.attribution import features, input_gradients, logits_of
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
 
 
 class RRR:
     """(A ⊙ ∂/∂x Σ_c log p_c)², summed over features and groups, mean over annotated examples.
+
+    Of a group that is a linear map P of the inputs: ‖Pᵀ ∂/∂x Σ_c log p_c‖².
 
     Args:
         form: "paper" as above, of the annotated examples alone where the others are features of a
@@ -45,12 +47,16 @@ class RRR:
                 return F.log_softmax(logits, 1).sum()
             return F.cross_entropy(logits, batch.labels)
 
+        if self.form == "code" and groups.projection is not None:
+            raise PenaltyError(
+                "penalty.form=code sums the gradient over an image's channels before the group is "
+                f"looked at, and so knows no {groups.projection.name}; choose form=paper"
+            )
         function, inputs = features(model, batch.inputs, groups.boxes)
         logits, gradient = input_gradients(function, inputs, score)
         if self.form == "code":  # over an image's channels, over the entries of a word's vector
             gradient = gradient.sum(1 if inputs is batch.inputs else -1, keepdim=True)
-        squared = gradient.unsqueeze(1).square() * covering(groups.mask, gradient)
-        squared = squared.flatten(1).sum(1)
+        squared = groups.sensitivity(gradient).sum(1)
         if self.form == "code":
             return logits, mean_annotated(squared, groups) * len(squared)
         return logits, mean_annotated(squared, groups)
