@@ -90,7 +90,7 @@ class CDEP:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar (λ not applied; unit: see the form)."""
         groups = groups_of(batch, self)
-        parts = self.decompose(model, batch.inputs, groups)
+        parts = self._decompose(model, batch.inputs, groups)
         logits_of(parts.total)
         targets = groups.targets
         if targets is None:
@@ -101,7 +101,7 @@ class CDEP:
         logits = model(batch.inputs) if self.detach_vectors else parts.total
         return logits, mean_annotated(values.sum(1), groups)
 
-    def decompose(self, model: nn.Module, inputs: Tensor, groups: Groups) -> Decomposition:
+    def _decompose(self, model: nn.Module, inputs: Tensor, groups: Groups) -> Decomposition:
         """What each group contributed to the logits; of projected groups CD starts from P x.
 
         Of token ids x are the words' vectors, and CD starts behind the embedding.
@@ -118,4 +118,4 @@ class CDEP:
         function, x = features(model, inputs)
         x = x.detach() if self.detach_vectors else x
         mask, relevant = covering(groups.mask, x), groups.project(x)
-        return decompose(function, x, mask, rules=self.rules, relevant=relevant)
+        return decompose(function, x, mask, rules=self.rules, relevant=relevant)  # type: ignore[arg-type]
