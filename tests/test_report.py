@@ -158,7 +158,10 @@ def test_bad_records_are_named_and_the_rest_is_shown(tmp_path):
     assert {c.label for c in report.cells} == {
         "CDEP, centred, symmetric, data aaaaaaaa",
         "CDEP, centred, symmetric, data bbbbbbbb",
+        "CDEP, centred, symmetric, +training.gone=1",
     }
+    gone = next(run for run in report.runs if "gone" in run.label)
+    assert "+training.gone=1" in gone.command
 
 
 def test_without_runs_nothing_is_written_and_the_exit_code_is_1(tmp_path, capsys, monkeypatch):

@@ -309,7 +309,8 @@ def test_the_command_writes_every_format_and_prints_markdown(tmp_path, monkeypat
         "all.csv", "all.html", "all.md", "all.tex"]  # fmt: skip
     said = capsys.readouterr()
     assert "| CDEP, pair | 10 | 1 | 50.0 |" in said.out
-    assert said.out.strip() == (tmp_path / "t/all.md").read_text().strip()
+    assert said.out.strip().endswith((tmp_path / "t/all.md").read_text().strip())
+    assert said.out.startswith("decoy: test accuracy CDEP (λ = 10) 50.0 %; no run without")
     assert "b/result.json: damaged and left out" in said.err and "1 runs" in said.err
 
 
@@ -350,3 +351,14 @@ def test_two_thousand_runs_become_tables_in_five_seconds(tmp_path, monkeypatch, 
     command(monkeypatch, tmp_path, "--out", tmp_path / "t")
     seconds = time.process_time() - started
     assert "| CDEP, form39, symmetric |" in capsys.readouterr().out and seconds < 5
+
+
+def test_the_first_lines_compare_the_penalties_and_no_empty_paper_table_follows(
+    tmp_path, monkeypatch, capsys
+):
+    for name, score in (("none", 0.5), ("rrr", 0.75)):
+        make_record(tmp_path / f"runs/{name}/result.json", score, penalty=name)
+    command(monkeypatch, tmp_path / "runs", "--out", tmp_path / "t")
+    lines = capsys.readouterr().out.splitlines()
+    assert "50.0 % without a penalty; RRR (λ = 10) 75.0 %." in lines[0]
+    assert [line for line in lines if line.startswith("## ")] == ["## All settings"]

@@ -29,7 +29,8 @@ def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
 
     Returns:
         Overrides by name, choices first; `seed` and `penalty.strength` are among them only where
-        they are not the default. Second: settings that this version does not know.
+        they are not the default. Settings that no configuration here has are added with `+`, and
+        are the second thing returned.
     """
     wanted = deciding_settings(config)
     said = {"dataset": wanted["dataset.name"], "penalty": wanted["penalty.name"]}
@@ -49,7 +50,9 @@ def overrides(config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     standard = defaults(*(f"{key}={value}" for key, value in said.items())) or standard
     unknown = [name for name in wanted if name not in standard]
     for name, value in wanted.items():
-        if name in standard and value != standard[name]:
+        if name not in standard:
+            said[f"+{name}"] = literal(value)
+        elif value != standard[name]:
             said[name] = literal(value)
     return said, unknown
 

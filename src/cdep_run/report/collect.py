@@ -15,6 +15,7 @@ import pandas as pd
 from cdep_run.config.commands import TITLES, command_of, label, overrides, shared
 from cdep_run.results.runs import load_runs
 from cdep_run.results.selection import select
+from cdep_run.results.verdict import verdicts
 from cdep_run.tables import tables
 from cdep_run.tables.spec import names, read
 
@@ -33,6 +34,7 @@ class Run:
     quick: bool
     scores: dict[str, float | None]  # "<split>/<metric>"
     selection_split: str | None
+    selection_metric: str
     seconds_per_epoch: float | None
     peak_memory_bytes: float | None
     memory_kind: str
@@ -57,6 +59,8 @@ class Cell:
     quick: bool
     chosen: bool  # by `selection.select`, among the λ of its curve
     selection_split: str | None
+    selection_metric: str
+    several_strengths: bool  # whether λ was chosen among several
     scores: dict[str, tuple[float, float | None, int]]
     seconds_per_epoch: float | None
     peak_memory_bytes: float | None
@@ -77,6 +81,7 @@ class Report:
     tables: list[dict[str, Any]] = field(default_factory=list)  # the papers', those with runs
     examples: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
     command: str = ""
 
     def data(self) -> dict[str, Any]:
@@ -112,15 +117,19 @@ def collect(folders: Iterable[Path]) -> Report:
         prints[run.dataset, run.label, run.strength].add(run.fingerprint)
     for name, count in older.items():
         report.problems.append(
-            f"{count} records have the setting {name}, which this version does not know: they are "
-            "from an older one, and their commands leave it out"
+            f"{count} records have the setting {name}, which no configuration here has: it was "
+            "added with +, or comes from another version; their commands add it with +"
         )
     for run in report.runs:
         if len(prints[run.dataset, run.label, run.strength]) > 1:  # seen on several data
             run.label += f", data {run.fingerprint[:8]}"
     curves = select(frame)
     chosen = set(curves.loc[curves["chosen"].astype(bool), "cell"])
-    report.cells = [cell(group, name in chosen) for name, group in groups.items()]
+    tried = curves.groupby("curve")["strength"].nunique()
+    report.cells = [
+        cell(group, name in chosen, bool(tried.get(group[0][0].curve, 0) > 1))
+        for name, group in groups.items()
+    ]
     order = list(TITLES)
     report.cells.sort(
         key=lambda c: (
@@ -131,6 +140,7 @@ def collect(folders: Iterable[Path]) -> Report:
         )
     )
     report.tables = papers(frame)
+    report.verdicts = verdicts(frame)
     return report
 
 
@@ -168,6 +178,7 @@ def as_run(row: dict[str, Any], said: dict[str, str], report: Report) -> Run:
         quick=row["quick"],
         scores=scores,
         selection_split=row["selection_split"],
+        selection_metric=row["selection_metric"],
         seconds_per_epoch=number(row["seconds_per_epoch"]),
         peak_memory_bytes=number(row["peak_memory_bytes"]),
         memory_kind=row["peak_memory_kind"],
@@ -201,8 +212,8 @@ def history(rows: Any) -> dict[str, list[float | None]] | None:
     return {key: [number(row.get(key)) for row in rows] for key in columns}
 
 
-def cell(group: list[tuple[Run, dict[str, str]]], chosen: bool) -> Cell:
-    """The seeds of one setting together."""
+def cell(group: list[tuple[Run, dict[str, str]]], chosen: bool, several: bool) -> Cell:
+    """The seeds of one setting together; `several`: its λ is one of several that were tried."""
     runs = [run for run, _ in group]
     first, said = group[0]
     scores = {}
@@ -221,6 +232,8 @@ def cell(group: list[tuple[Run, dict[str, str]]], chosen: bool) -> Cell:
         quick=first.quick,
         chosen=chosen,
         selection_split=first.selection_split,
+        selection_metric=first.selection_metric,
+        several_strengths=several,
         scores=scores,
         seconds_per_epoch=mean(seconds) if seconds else None,
         peak_memory_bytes=max(memory) if memory else None,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdep_run.errors import CdepError
+from cdep_run.errors import CdepError, ConfigError
 from cdep_run.report.collect import Report, Run
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_examples(report: Report, count: int) -> None:
         )
     for dataset, runs in nets.items():
         try:
-            report.examples.append(drawn(dataset, runs, count))
+            report.examples.append(drawn(dataset, runs, count, report.problems))
         except (CdepError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             message = str(error).partition("\n")[0]
             report.problems.append(
@@ -53,11 +53,25 @@ def add_examples(report: Report, count: int) -> None:
             )
 
 
-def drawn(dataset: str, runs: dict[str, Run], count: int) -> dict[str, Any]:
-    """Examples of a data set as its trained nets see them."""
+def drawn(dataset: str, runs: dict[str, Run], count: int, problems: list[str]) -> dict[str, Any]:
+    """Return examples of a data set as its trained nets see them.
+
+    A net that cannot be loaded is named in `problems`; the others are drawn without it.
+
+    Raises:
+        CdepError: none of the nets can be loaded.
+    """
     from cdep_run.results.load import load
 
-    loaded = {title: load(Path(run.path).parent) for title, run in runs.items()}
+    loaded = {}
+    for title, run in runs.items():
+        try:
+            loaded[title] = load(Path(run.path).parent)
+        except (CdepError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            message = str(error).partition("\n")[0]
+            problems.append(f"{dataset}: {title} is not among the pictures: {message}")
+    if not loaded:
+        raise ConfigError("none of its nets can be loaded")
     _, bunch = next(iter(loaded.values()))
     models = {title: model for title, (model, _) in loaded.items()}
     draw = pictures if bunch.vocabulary is None else sentences

@@ -207,7 +207,7 @@ function results() {
       {
         title: "λ chosen",
         value: (c) => (c.chosen ? 0 : 1),
-        text: (c) => (c.chosen && c.penalty !== "none" ? "✓" : ""),
+        text: (c) => (c.penalty === "none" ? "" : c.several_strengths ? (c.chosen ? "✓" : "") : "only one tried"),
       },
     ];
     parts.push(
@@ -215,7 +215,7 @@ function results() {
       el(
         "p",
         { class: "soft" },
-        `${NAMES[state.metric]}, mean ± standard deviation over n seeds. λ is chosen by accuracy on ${unique(rows.map((c) => c.selection_split)).join(", ")}, never on test.${common(dataset)}`,
+        `${NAMES[state.metric]}, mean ± standard deviation over n seeds. λ is chosen by ${unique(rows.map((c) => c.selection_metric)).join(", ")} on ${unique(rows.map((c) => c.selection_split)).join(", ")}, never on test.${common(dataset)}`,
       ),
       table("results", columns, rows, (c) => (c.chosen ? "chosen" : null)),
       commands(rows.map((c) => c.command), [dataset]),
@@ -753,7 +753,7 @@ function runs() {
   const rows = data.runs.filter(shown),
     chosen = compared();
   const toggle = (id) => {
-    const next = chosen.includes(id) ? chosen.filter((c) => c !== id) : [...chosen.slice(-1), id];
+    const next = chosen.includes(id) ? chosen.filter((c) => c !== id) : [...chosen, id];
     setState({ compare: next.join(",") });
     document.querySelector(`input[data-run="${id}"]`)?.focus();
   };
@@ -766,6 +766,7 @@ function runs() {
           type: "checkbox",
           "data-run": r.id,
           checked: chosen.includes(r.id),
+          disabled: chosen.length === 2 && !chosen.includes(r.id),
           "aria-label": `compare run ${r.id}`,
           onchange: () => toggle(r.id),
         }),
@@ -798,13 +799,13 @@ function runs() {
       value: (r) => r.peak_memory_bytes,
       text: (r) => bytes(r.peak_memory_bytes),
     },
-    { title: "record", value: (r) => r.path, text: (r) => el("code", {}, r.path) },
+    { title: "record", wrap: true, value: (r) => r.path, text: (r) => el("code", {}, r.path) },
   ];
   return [
     el(
       "p",
       { class: "soft" },
-      `${rows.length} of ${data.runs.length} runs, ${NAMES[state.metric]}. Tick two to compare them.`,
+      `${rows.length} of ${data.runs.length} runs, ${NAMES[state.metric]}. Tick two to compare them; untick one to take another.`,
     ),
     table("runs", columns, rows, () => null, true),
   ];
@@ -829,23 +830,23 @@ function comparison() {
   const scores = unique(pair.flatMap((r) => Object.keys(r.scores)));
   const name = (run) =>
     `run ${run.id}: ${run.dataset}, ${run.label}${run.penalty === "none" ? "" : `, λ = ${short(run.strength, 6)}`}, seed ${run.seed}`;
-  const head = (last) =>
+  const head = (last, numeric) =>
     el(
       "thead",
       {},
       el(
         "tr",
         {},
-        ["", `run ${pair[0].id}`, `run ${pair[1].id}`, ...last].map((t) =>
-          el("th", { scope: "col" }, t),
+        ["", `run ${pair[0].id}`, `run ${pair[1].id}`, ...last].map((t, i) =>
+          el("th", { scope: "col", class: i && numeric ? "n" : null }, t),
         ),
       ),
     );
-  const part = (label, list, change) =>
+  const part = (label, list, change, numeric = false) =>
     el(
       "div",
       { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
-      el("table", {}, head(change), el("tbody", {}, list)),
+      el("table", {}, head(change, numeric), el("tbody", {}, list)),
     );
   const metricRows = scores.map((key) => {
     const [x, y] = pair.map((run) => run.scores[key]),
@@ -877,7 +878,7 @@ function comparison() {
     el("h3", {}, `${differs.length} settings differ`),
     part("settings that differ", config(differs, "differs"), []),
     el("h3", {}, "Metrics"),
-    part("metrics of two runs", metricRows, ["second − first"]),
+    part("metrics of two runs", metricRows, ["second − first"], true),
     el(
       "details",
       {},
@@ -922,7 +923,7 @@ function options(id, values, all) {
   $(id).replaceChildren(...choices.map(([value, title]) => el("option", { value }, title)));
   $(id).addEventListener("change", () => setState({ [id]: $(id).value }));
 }
-const SECTIONS = { papers, results, curves, training, cost, examples, runs, comparison, environment };
+const SECTIONS = { results, papers, curves, training, cost, examples, runs, comparison, environment };
 function render() {
   for (const id of ["dataset", "penalty", "metric"]) $(id).value = state[id];
   for (const [id, draw] of Object.entries(SECTIONS)) {
@@ -958,6 +959,7 @@ const counts = [
   `${data.cells.length} settings`,
   unique(data.cells.map((c) => c.dataset)).join(", "),
 ];
+$("verdicts").append(...data.verdicts.map((text) => el("li", {}, text)));
 $("summary").textContent = `${counts.filter(Boolean).join(" · ")} · made ${data.made}`;
 if (data.problems.length)
   $("problems").append(

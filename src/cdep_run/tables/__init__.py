@@ -12,6 +12,7 @@ import pandas as pd
 
 from cdep_run.errors import CdepError
 from cdep_run.results.runs import load_runs
+from cdep_run.results.verdict import verdicts
 from cdep_run.tables.build import Table, build
 from cdep_run.tables.formats import markdown, write
 from cdep_run.tables.spec import Spec, names, read
@@ -24,11 +25,14 @@ def main(words: Sequence[str] | None = None) -> None:
     handler.setFormatter(logging.Formatter("cdep-tables: %(message)s"))
     logging.getLogger("cdep_run").addHandler(handler)
     try:
-        specs = {Path(name).stem: read(name) for name in arguments.table or names()}
+        specs = {Path(name).stem: read(name) for name in arguments.table or own_first(names())}
         runs = load_runs(*arguments.folders)
         if not len(runs):  # named above; tables that are there already stay as they are
             sys.exit(1)
+        print("\n".join(verdicts(runs)), end="\n\n")
         for name, table in tables(specs, runs):
+            if not (arguments.table or table.commands):  # a paper's, of which nothing was run
+                continue
             write(table, arguments.out, name)
             print(markdown(table), end="\n\n")
     except CdepError as error:
@@ -46,10 +50,16 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--table",
         action="append",
         metavar="NAME",
-        help=f"which table: {', '.join(names())}, or a YAML file; may be repeated; default: all",
+        help=f"which table: {', '.join(names())}, or a YAML file; may be repeated; default: all "
+        "of which there are runs",
     )
     parser.add_argument("--out", type=Path, default=Path("tables"), help="folder for the files")
     return parser.parse_args(words)
+
+
+def own_first(tables: list[str]) -> list[str]:
+    """Return the names with "all" first: the table of all runs, whatever they are."""
+    return sorted(tables, key=lambda name: name != "all")
 
 
 def tables(specs: dict[str, Spec], runs: pd.DataFrame) -> Iterator[tuple[str, Table]]:
