@@ -118,7 +118,7 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"", "is empty"), (b"hello", "no picture of a known kind"), (bomb(), "exceeds limit"),
+    [(b"", "is empty"), (b"hello", "no picture of a known kind"), (bomb(), "megapixels: too large"),
      (data_of(Image.fromarray(photo(200, 200)), "JPEG")[:3000], "truncated")],
 )  # fmt: skip
 def test_what_is_no_whole_picture_is_refused(data: bytes, words: str) -> None:

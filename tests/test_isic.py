@@ -134,6 +134,18 @@ def truncated_jpeg(folder: Path) -> None:
     image(folder, 30).write_bytes(data[:-70])
 
 
+def rewritten(column: str, value: str) -> Callable[[Path], object]:
+    """Change a column of the fourth image in metadata.csv."""
+
+    def change(folder: Path) -> None:
+        table = pd.read_csv(folder / "isic" / "metadata.csv", dtype=str)
+        table[column] = table[column].astype(object)
+        table.loc[3, column] = value
+        table.to_csv(folder / "isic" / "metadata.csv", index=False)
+
+    return change
+
+
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "isic").rename(f / "other"), r"metadata.csv does not exist.*make isic"),
     (lambda f: (f / "isic" / "metadata.csv").write_text(""), r"metadata.csv is no CSV table"),
@@ -148,6 +160,9 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: Image.new("1", (24, 24), 0).save(mask(f, 3)), r"its mask marks nothing"),
     (lambda f: Image.new("RGB", (30, 24)).save(image(f, 3)), r"its mask is 24×24, the image 30×24"),
     (lambda f: Image.new("RGB", (30, 24)).save(image(f, 33)), r"ISIC_0000033.png is 30×24, not"),
+    (rewritten("file", "../../outside.jpg"), r"metadata.csv: '../../outside.jpg' leads outside"),
+    (rewritten("file", "/etc/passwd"), r"metadata.csv: '/etc/passwd' leads outside"),
+    (rewritten("patch_mask", "../m.png"), r"metadata.csv: '../m.png' leads outside"),
 ]
 
 

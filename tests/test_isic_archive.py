@@ -177,6 +177,30 @@ def test_images_listed_twice_count_once(server, tmp_path):
     assert set(files(tmp_path)) == {"ISIC_0000000", "ISIC_0000001"}
 
 
+def test_what_the_archive_says_never_leads_out_of_the_folder(server, tmp_path):
+    for name in ("./../../../outside", "/tmp/outside", "..", "a/b", None, 7):
+        server.records.insert(0, server.record("ISIC_0000000") | {"isic_id": name})
+    server.records.insert(0, server.record("ISIC_0000000") | {"metadata": ["odd"], "files": 3})
+    download(tmp_path / "a" / "b" / "c", options(server, number=2))
+    assert set(files(tmp_path / "a" / "b" / "c")) == {"ISIC_0000000", "ISIC_0000001"}
+    outside = [path for path in tmp_path.rglob("*") if "outside" in path.name]
+    assert not outside
+    report = pd.read_csv(tmp_path / "a" / "b" / "c" / "reports" / "download.csv")["status"]
+    assert report.value_counts().to_dict() == {"no name": 6, "no record": 1}
+
+
+def test_a_picture_of_a_phone_with_two_frames_is_fetched_once(server, tmp_path):
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((40, 50, 3), grey, np.uint8)) for grey in (90, 200)]
+    frames[0].save(buffer, "MPO", save_all=True, append_images=frames[1:])
+    server.files["ISIC_0000000"] = buffer.getvalue()
+    server.records[0] = server.record("ISIC_0000000")
+    download(tmp_path, options(server, number=1))
+    server.asked.clear()
+    download(tmp_path, options(server, number=1))
+    assert set(files(tmp_path)) == {"ISIC_0000000"} and not server.asked
+
+
 def test_errors_name_the_cure(server, tmp_path):
     with pytest.raises(DownloadError, match="no image matches"):
         download(tmp_path / "a", options(server, licences=["CC-NONE"]))

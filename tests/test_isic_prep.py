@@ -1,13 +1,16 @@
 """ISIC preparation: any picture becomes usable or is reported, stickers are found, splits hold."""
 
+import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +20,20 @@ from PIL import Image
 
 from browser import dump_dom
 from cdep_run.errors import ConfigError
-from cdep_run.isic_prep.images import PrepareError, read_rgb, resize
+from cdep_run.isic_prep.decode import PrepareError, read_mask, read_rgb
+from cdep_run.isic_prep.images import resize
 from cdep_run.isic_prep.masks import segment, struck
 from cdep_run.isic_prep.paste import paste
 from cdep_run.isic_prep.segment import dilate, segment_patches
-from cdep_run.isic_prep.settings import load
+from cdep_run.isic_prep.settings import Splits, load
 from cdep_run.isic_prep.sheet import sheet
-from cdep_run.isic_prep.splits import divide, groups_of, splits
+from cdep_run.isic_prep.splits import assign, divide, groups_of, splits
 from cdep_run.isic_prep.step_report import Report
 from cdep_run.isic_prep.stickers import paste_sticker
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "data_prep" / "isic.yaml"
+GROUPS = ["patient_id", "lesion_id"]
 DATA = Path(os.environ.get("CDEP_RUN_DATA", ROOT.parent / "shared" / "data")) / "isic"
 
 
@@ -126,6 +131,83 @@ def test_what_is_no_whole_picture_is_refused(data, reason):
         read_rgb(data)
 
 
+def with_odd_exif(pixels):
+    """A JPEG to be turned by 90 degrees, whose EXIF data give a resolution as text."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    data = bytearray(encoded(pixels, "JPEG", exif=exif))
+    at = data.index((0x010F).to_bytes(2, "big"))
+    data[at : at + 2] = (0x011A).to_bytes(2, "big")  # the text becomes XResolution
+    return bytes(data)
+
+
+def with_torn_exif(pixels):
+    """A JPEG whose EXIF data end in the middle of an entry."""
+    data = encoded(pixels, "JPEG")
+    torn = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"
+    return data[:2] + b"\xff\xe1" + (len(torn) + 2).to_bytes(2, "big") + torn + data[2:]
+
+
+def with_huge_comment(pixels):
+    """A PNG with a compressed comment that unpacks to 64 MB, more than Pillow allows."""
+    data, text = encoded(pixels), b"comment\0\0" + zlib.compress(bytes(1 << 26))
+    chunk = b"zTXt" + text
+    whole = len(text).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return data[:33] + whole + data[33:]
+
+
+@pytest.mark.parametrize("spoil", [with_odd_exif, with_torn_exif, with_huge_comment])
+def test_metadata_that_cannot_be_read_never_cost_the_pixels(spoil):
+    pixels = skin(size=60)[:40]
+    image, _ = read_rgb(spoil(pixels))
+    upright = np.rot90(pixels, -1) if spoil is with_odd_exif else pixels
+    assert image.size == upright.shape[1::-1]
+    assert np.abs(np.asarray(image).astype(int) - upright).mean() < 4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "AVIF", "DDS", "TIFF", "WEBP", "BMP"])
+def test_a_damaged_file_of_any_kind_is_a_picture_or_a_prepare_error(kind):
+    whole, draw = encoded(skin(size=24), kind), random.Random(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(4):
+            data[draw.randrange(min(300, len(data)))] ^= 1 << draw.randrange(8)
+        for read in (read_rgb, read_mask):
+            with contextlib.suppress(PrepareError):
+                read(bytes(data[: draw.choice([len(data), draw.randrange(len(data))])]))
+
+
+def test_numbers_that_are_none_cost_their_pixels_alone():
+    grey = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    for scale in (1, 255, 65535):
+        values = grey * scale
+        values[0, 3] = np.nan
+        image, changes = read_rgb(encoded(values, "TIFF"))
+        expected = (grey * 255).round()
+        expected[0, 3] = 0
+        assert (np.asarray(image)[..., 0] == expected).all() and "1 pixels that are no" in changes
+    with pytest.raises(PrepareError, match="no pixel is a finite number"):
+        read_rgb(encoded(np.full((4, 4), np.nan, np.float32), "TIFF"))
+    with pytest.raises(PrepareError, match="values up to 100000"):
+        read_rgb(encoded(np.full((4, 4), 100_000, np.int32), "TIFF"))
+
+
+def test_a_mask_marks_what_is_not_zero_in_any_channel():
+    marked = np.zeros((6, 5), dtype=bool)
+    marked[:2] = True
+    faint = np.zeros((6, 5, 3), np.uint8)
+    faint[marked, 2] = 2
+    black = np.zeros((6, 5, 4), np.uint8)
+    black[marked, 3] = 255
+    palette = Image.fromarray(marked.astype(np.uint8), "P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])  # white, black: here black is zero
+    assert (read_mask(encoded(palette)) == ~marked).all()
+    palette.putpalette([0, 0, 0, 0, 0, 0])  # class numbers
+    for picture in (marked, faint, black, marked.astype(np.uint16), palette):
+        assert (read_mask(encoded(picture)) == marked).all()
+
+
 # --- resize
 
 
@@ -160,6 +242,58 @@ def test_bad_input_is_reported_by_name_and_the_rest_is_made(source, tmp_path):
             assert image.size == (99, 99) and image.mode == "RGB"
     assert made["ISIC_0000009"].parent.name == "benign"
     assert made["ISIC_0000010"].parent.name == "malignant"
+
+
+def test_odd_files_cost_their_own_line_of_the_report_alone(source, tmp_path):
+    out, names = tmp_path / "out", [f"ISIC_{n:07d}" for n in range(10)]
+    for name in names[:9]:
+        (source / f"{name}.png").unlink()
+    (source / f"{names[0]}.jpg").symlink_to(source / "nowhere.jpg")
+    (source / f"{names[1]}.gif").write_bytes(encoded(skin(50), "GIF"))
+    (source / f"{names[2]}.txt").write_text("notes")
+    (source / f"{names[3]}.png").write_bytes(encoded(np.zeros((1, 1, 3), np.uint8)))
+    (source / f"{names[4]}.png").write_bytes(encoded(skin(51)[:1].repeat(30, axis=1)))
+    (source / f"{names[5]}.png").write_bytes(encoded(np.zeros((99, 99, 3), np.uint8)))
+    (source / f"{names[6]}.png").write_bytes(encoded(np.full((99, 99, 3), 255, np.uint8)))
+    (source / f"{names[7]}.png").write_bytes(encoded(Image.new("1", (4000, 3000))))
+    (source / names[8]).symlink_to(source)  # a circle of links
+    table = pd.read_csv(source / "metadata.csv")
+    wild = table.iloc[[0]].assign(isic_id="../../outside")
+    pd.concat([table, wild, table.iloc[[9]]]).to_csv(source / "metadata.csv", index=False)
+    resize(out, settings(f"resize.source={source}", "resize.largest=10").resize, 1)
+    rows = report(out)
+    assert rows.loc["../../outside", "detail"] == "metadata: no usable isic_id"
+    assert rows.loc[[names[9]], "status"].tolist() == ["ok", "remark"]
+    expected = {
+        0: ("skipped", "cannot be read: No such file"), 1: ("ok", "P made RGB"),
+        2: ("skipped", "ISIC_0000002.txt: cannot be decoded: it is no picture"),
+        3: ("skipped", "same picture as"), 4: ("ok", "look at it: only 2970×1 pixels"),
+        5: ("ok", "look at it: all of one colour (0, 0, 0)"),
+        6: ("ok", "look at it: all of one colour (255, 255, 255)"),
+        7: ("skipped", "has 4000×3000 pixels, 12 megapixels; at most 10"),
+        8: ("skipped", "no picture of this name"),
+    }  # fmt: skip
+    # 1×1 and all black are the same picture once they are squashed.
+    expected[3], expected[5] = ("ok", "only 1×1 pixels"), ("skipped", "the same picture as")
+    for number, (status, detail) in expected.items():
+        row = rows.loc[names[number]]
+        assert row["status"] == status and detail in row["detail"], names[number]
+    (source / f"{names[3]}.png").unlink()
+    resize(out, settings(f"resize.source={source}", "resize.largest=10").resize, 1)
+    row = report(out).loc[names[5]]  # its twin has gone
+    assert row["status"] == "ok" and "all of one colour (0, 0, 0)" in row["detail"]
+
+
+def test_a_remark_does_not_hide_the_row_that_it_remarks_on(tmp_path):
+    file = Report(tmp_path / "r.csv", ("isic_id", "status", "detail"))
+    rows = [{"isic_id": f"{n:03d}", "status": "ok", "detail": "a\nb"} for n in range(100)]
+    file.replace(rows + [{**row, "status": "remark", "detail": ""} for row in rows])
+    assert [row["status"] for row in file.rows().values()] == ["ok"] * 100
+    content = bytearray(file.path.read_bytes())
+    content[content.index(b"050")] = 0x22  # a quotation mark swallows no other line
+    content[content.index(b"060")] = 0xFF
+    file.path.write_bytes(content)
+    assert len({f"{n:03d}" for n in range(100)} & set(file.rows())) == 98
 
 
 def test_a_second_run_makes_only_what_is_missing_or_changed(source, tmp_path):
@@ -238,12 +372,35 @@ def test_own_masks_replace_the_automatic_ones_if_they_fit(source, tmp_path):
     rows = report(out, "segment")
     assert rows.loc["ISIC_7777777", "detail"] == "there is no image of this name"
     details = [rows.loc[f"ISIC_{n:07d}", "detail"] for n in range(5)]
-    assert details[0] == details[4] == ""
+    assert details[0] == "" and "own mask marks nothing" in details[4]
     assert "99×50" in details[1] and "covers 100%" in details[2] and "decoded" in details[3]
     assert [rows.loc[f"ISIC_{n:07d}", "origin"] for n in (0, 1, 4)] == ["own", "automatic", "own"]
     with Image.open(out / "patch_masks" / "ISIC_0000000.png") as mask:
         assert mask.mode == "1" and np.asarray(mask).sum() == 21 * 21
     assert not (out / "patch_masks" / "ISIC_0000004.png").exists()
+
+
+def test_a_damaged_image_costs_its_own_line_in_every_later_step(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = settings(f"resize.source={source}", "splits.folds=2",
+                       "splits.shares={train: 0.6, val: 0.2, test: 0.2}")  # fmt: skip
+    resize(out, options.resize, 1)
+    (out / "benign" / "ISIC_0000001.jpg").write_bytes(b"damaged")
+    (out / "benign" / "ISIC_0000003.jpg").unlink()
+    (out / "benign" / "ISIC_0000003.jpg").symlink_to(out / "nowhere")
+    segment(out, options.segment, 1)
+    rows = report(out, "segment")
+    assert rows.loc["ISIC_0000001", "status"] == rows.loc["ISIC_0000003", "status"] == "skipped"
+    assert "ISIC_0000001.jpg: cannot be decoded" in rows.loc["ISIC_0000001", "detail"]
+    assert "ISIC_0000003.jpg: cannot be read" in rows.loc["ISIC_0000003", "detail"]
+    assert "run the step resize again" in rows.loc["ISIC_0000003", "detail"]
+    sheet(out, 1)
+    assert "2 images" in capsys.readouterr().out
+    splits(out, options.resize, options.splits)
+    assert len(pd.read_csv(out / "metadata.csv")) == 18
+    (out / "benign" / "ISIC_0000005.jpg").write_bytes(b"damaged")
+    paste(out, load(SETTINGS, ["paste.benign_train=1.0"]).paste, 1)
+    assert "ISIC_0000005" not in set(pd.read_csv(out / "pasted" / "metadata.csv")["isic_id"])
 
 
 def test_an_interrupted_segmentation_goes_on_and_a_new_setting_starts_anew(source, tmp_path):
@@ -328,6 +485,24 @@ def test_division_keeps_shares_within_each_stratum():
             assert abs(((strata == stratum) & (part == number)).sum() - share * size) <= 2
     assert (pd.Series(part).groupby(groups).nunique() == 1).all()
     assert (divide(strata, groups, [0.8, 0.1, 0.1], seed=4) != part).any()
+
+
+def test_a_patient_with_most_images_stays_where_there_is_room_and_is_warned_of(caplog):
+    patients = ["P0"] * 26 + [f"P{n}" for n in range(1, 35)]
+    table = pd.DataFrame({
+        "isic_id": [f"I{n}" for n in range(60)], "patient_id": patients, "patches": 0,
+        "benign_malignant": ["benign"] * 30 + ["malignant"] * 30,
+    })  # fmt: skip
+    for seed in range(6):
+        parts = assign(table, Splits(seed, {"train": 0.8, "val": 0.1, "test": 0.1}, 4, GROUPS))
+        assert set(parts["split"][:26]) == {"train"}
+        assert parts["split"].value_counts().to_dict() == {"train": 50, "val": 5, "test": 5}
+    warnings = [record.message for record in caplog.records]
+    assert any("benign images instead of 8" in text and "has 26 of 60" in text for text in warnings)
+    assert not any("split" in text for text in warnings)
+    caplog.clear()
+    assign(table, Splits(0, {"train": 0.4, "val": 0.3, "test": 0.3}, 2, GROUPS))
+    assert "holds 26 of 30 benign images instead of 12" in caplog.text
 
 
 def test_pasted_copies_have_exact_masks_and_the_other_layout_stays(prepared):

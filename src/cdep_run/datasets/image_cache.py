@@ -22,8 +22,8 @@ from cdep_run.datasets.image_masks import MaskSource
 from cdep_run.datasets.pictures import NEARLY_ALL, Mask
 from cdep_run.features.store import ELSEWHERE, RowError, RowStore
 from cdep_run.files import alone_in
-from cdep_run.isic_prep import images as isic_images
-from cdep_run.isic_prep.images import PrepareError
+from cdep_run.isic_prep import decode
+from cdep_run.isic_prep.decode import PrepareError
 
 PORTION = 64
 """Pictures that are decoded before they are written together."""
@@ -103,7 +103,7 @@ class ImageCache:
     def __init__(self, folder: Path, size: int, fit: str) -> None:
         self.size, self.fit = size, fit
         code = hashlib.sha256(f"{size} {fit}".encode())
-        for module in (pictures, isic_images):
+        for module in (pictures, decode):
             code.update(Path(str(module.__file__)).read_bytes())
         self.folder = folder.expanduser() / f"images-{size}-{fit}-{code.hexdigest()[:12]}"
         try:

@@ -21,14 +21,10 @@ from torch import Tensor
 
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.base import Bunch, DataError, KeyedImages
-from cdep_run.isic_prep.images import (
-    UNREADABLE,
-    PrepareError,
-    decoding_error,
-    read_rgb,
-    read_table,
-    usable,
-)
+from cdep_run.errors import PathError
+from cdep_run.files import inside
+from cdep_run.isic_prep.decode import UNREADABLE, PrepareError, decoding_error, read_mask, read_rgb
+from cdep_run.isic_prep.images import read_table, usable
 from cdep_run.isic_prep.masks import own_mask
 from cdep_run.isic_prep.settings import Splits
 from cdep_run.isic_prep.splits import assign, divide, groups_of
@@ -118,9 +114,9 @@ class ImageSplit(KeyedImages):
         for row, place in enumerate(places):
             path = self.mask_paths[place]
             if path is not None:
-                mask = Image.open(path).convert("L")
+                mask = Image.fromarray(read_mask(path.read_bytes()))
                 mask = mask.resize((self.size, self.size), Image.Resampling.NEAREST)
-                masks[row, 0, 0] = torch.from_numpy(np.asarray(mask) > 0)
+                masks[row, 0, 0] = torch.from_numpy(np.array(mask))
         device = self.labels.device
         return Groups(masks.to(device), annotated=masks.flatten(1).any(1).to(device))
 
@@ -226,8 +222,12 @@ def _labelled(folder: Path) -> pd.DataFrame:
     files = table["file"].fillna(default) if "file" in table else default
     masks = table["patch_mask"] if "patch_mask" in table else pd.Series("", table.index)
     masks = masks.fillna("").astype(str)
-    table["path"] = [folder / file for file in files]
-    table["mask_path"] = pd.Series([folder / m if m else None for m in masks], dtype=object)
+    try:
+        table["path"] = [inside(folder, str(file), links=True) for file in files]
+        paths = [inside(folder, mask, links=True) if mask else None for mask in masks]
+    except PathError as error:
+        raise DataError(f"{path}: {error}") from error
+    table["mask_path"] = pd.Series(paths, dtype=object)
     table["patched"] = masks != ""
     table["patches"] = table["patched"].astype(int)
     table["label"] = table["benign_malignant"].map({name: k for k, name in enumerate(LABELS)})

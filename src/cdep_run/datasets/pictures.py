@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
-from cdep_run.isic_prep.images import UNREADABLE, PrepareError, decoding_error, read_rgb
+from cdep_run.isic_prep.decode import PrepareError, read_mask, read_rgb
+
+__all__ = [
+    "PictureError", "draw", "fit_mask_picture", "fit_picture", "pack", "prepare", "read_mask",
+    "read_picture", "unpack",
+]  # fmt: skip
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """What the names of pictures end in."""
@@ -40,35 +43,7 @@ def read_picture(data: bytes) -> Image.Image:
     Raises:
         PrepareError: the bytes are no whole picture, or one so large that it fills the memory.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large pictures, and refuses larger ones
-        return read_rgb(data)[0]
-
-
-def read_mask(data: bytes) -> Mask:
-    """What a mask picture marks, bool `[H, W]`: everything that is not zero.
-
-    With an alpha channel that is not opaque everywhere, everything that is not wholly transparent;
-    with a palette, every colour but number 0; 16 bits and colours as they are.
-
-    Raises:
-        PrepareError: the bytes are no whole picture.
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as opened:
-            warnings.simplefilter("ignore")
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except UNREADABLE as error:
-        raise decoding_error(data, error) from None
-    if image.mode == "CMYK":
-        image = image.convert("RGB")
-    values = np.asarray(image)
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
-        alpha = values[..., -1]
-        values = alpha if (alpha < 255).any() else values[..., :-1]
-    marked = values != 0
-    return marked.any(-1) if marked.ndim == 3 else marked
+    return read_rgb(data)[0]
 
 
 def draw(shapes: Sequence[Shape], size: tuple[int, int]) -> Mask:

@@ -23,7 +23,7 @@ from cdep_run.datasets import isic
 from cdep_run.datasets.base import Bunch, KeyedImages, TensorSplit
 from cdep_run.features.store import ELSEWHERE, RowError, RowStore
 from cdep_run.files import alone_in
-from cdep_run.isic_prep import images
+from cdep_run.isic_prep import decode
 from cdep_run.models import frozen, lite0
 from cdep_run.models.frozen import FrozenTrunk
 
@@ -241,7 +241,7 @@ def _trunk_key(
     """Of weights and layers, and of the code that reads images and runs them through the trunk."""
     how = f"{model.trunk}\n{tuple(input_shape)}\n{precision}{pixels_key}"
     digest = hashlib.sha256(how.encode())
-    for module in (isic, images, frozen, lite0):
+    for module in (isic, decode, frozen, lite0):
         digest.update(Path(str(module.__file__)).read_bytes())
     for name, tensor in model.trunk.state_dict().items():
         digest.update(name.encode())

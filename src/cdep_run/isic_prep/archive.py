@@ -1,4 +1,6 @@
-"""Step `download`: metadata and originals from the ISIC archive's public API, whole or not at all.
+"""Step `download`: fetch metadata and originals from the ISIC archive's public API.
+
+A picture gets its final name only once all of it is there; what the archive says is not trusted.
 
 The interface (https://api.isic-archive.com/api/docs/): `images/search/?query=&collections=&limit=`
 answers `{"results": [...], "count": ..., "next": URL or null}`, at most 100 images a page; an image
@@ -10,6 +12,7 @@ is `{"isic_id", "copyright_license", "attribution", "files": {"full": {"url", "s
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import threading
@@ -27,19 +30,24 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from cdep_run.errors import CdepError
-from cdep_run.files import read_json, sync_folder, write_json
+from cdep_run.files import inside, read_json, safe_name, sync_folder, write_json
+from cdep_run.isic_prep.decode import UNREADABLE, decode, decoding_error
 from cdep_run.isic_prep.settings import Download
 from cdep_run.isic_prep.step_report import Report, write_table
 
 PAGE = 100  # images a page; the API gives no more
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp",
+            "WEBP": ".webp", "GIF": ".gif", "AVIF": ".avif"}  # fmt: skip
+"""Endings of the names of pictures, by what Pillow calls their formats."""
 COLUMNS = ("isic_id", "status", "detail")
+MOST_BYTES = 1 << 30
+"""A file that goes on after so many bytes is given up."""
 
 Record = dict[str, Any]
 
 
 class DownloadError(CdepError):
-    """The archive did not give what was asked for."""
+    """The archive cannot be reached, or does not give what was asked for."""
 
 
 class Broken(Exception):
@@ -66,7 +74,11 @@ class Archive:
         self._next = 0.0
 
     def get(self, url: str, **kwargs: Any) -> requests.Response:
-        """GET, not sooner than the rate allows. Raises requests' errors, also for a bad status."""
+        """Send a GET request, not sooner than the rate allows.
+
+        Raises:
+            requests.RequestException: no answer, or one with an error status.
+        """
         with self._turn:
             now = time.monotonic()
             wait, self._next = self._next - now, max(self._next, now) + 1 / self.options.per_second
@@ -76,7 +88,11 @@ class Archive:
         return response
 
     def json(self, url: str, **kwargs: Any) -> Any:
-        """The JSON behind an address; a body that is cut off is asked for again."""
+        """Fetch an address and parse it as JSON; an answer that is cut off is asked for again.
+
+        Raises:
+            DownloadError: after the last attempt.
+        """
         for attempt in range(self.options.attempts + 1):
             try:
                 return self.get(url, **kwargs).json()
@@ -93,7 +109,7 @@ class Archive:
         raise DownloadError(f"{url}: {failure}; run again later, it goes on from here")
 
     def pages(self, folder: Path) -> Iterator[list[Record]]:
-        """The search's pages, kept in `folder`; those that are there are not fetched again."""
+        """Yield the search's pages of records; `folder` keeps them, so each is fetched once."""
         options = self.options
         url: str | None = f"{options.api.rstrip('/')}/images/search/"
         first = {"query": options.query, "limit": str(PAGE)}
@@ -106,16 +122,17 @@ class Archive:
             page = read_json(path)
             if page is None:
                 page = self.json(url, params=first if number == 0 else None)
-                if not isinstance(page, dict) or not {"results", "next"} <= page.keys():
+                if not isinstance(page, dict) or not isinstance(page.get("results"), list):
                     raise DownloadError(
-                        f"{url}: expected an object with 'results' and 'next', as API v2 gives"
+                        f"{url}: expected an object with a list 'results' and 'next', as API v2 "
+                        "gives"
                     )
                 write_json(path, page)
-            yield page["results"]
-            url, number = page["next"], number + 1
+            yield [record for record in page["results"] if isinstance(record, dict)]
+            url, number = page.get("next"), number + 1
 
     def fetch(self, record: Record, folder: Path) -> Path:
-        """One original, complete and decodable, under its final name.
+        """Fetch one original; returns its path once it is complete and can be decoded.
 
         Raises:
             Broken: after the last attempt, with what went wrong.
@@ -139,78 +156,85 @@ class Archive:
         raise Broken(reason)
 
     def _attempt(self, record: Record, folder: Path) -> Path:
-        part = folder / f".{record['isic_id']}.{threading.get_ident()}.part"
+        """Try once; an incomplete file is removed."""
+        part = inside(folder, f".{record['isic_id']}.{threading.get_ident()}.part")
         full = record["files"]["full"]
         try:
             with self.get(full["url"], stream=True) as response, open(part, "wb") as file:
+                expected = [response.headers.get("Content-Length"), full.get("size")]
+                sizes = [int(size) for size in expected if size is not None]
                 for chunk in response.iter_content(1 << 16):
                     file.write(chunk)
+                    if file.tell() > min([*sizes, MOST_BYTES]):
+                        raise Broken(f"more than {min([*sizes, MOST_BYTES])} bytes came")
                 file.flush()
                 os.fsync(file.fileno())
             size = part.stat().st_size
-            for said in (response.headers.get("Content-Length"), full.get("size")):
-                if said is not None and int(said) != size:
-                    raise Broken(f"{size} of {said} bytes came")
-            suffix = _decodable(part)
-            path = folder / f"{record['isic_id']}{suffix}"
+            for wanted in sizes:
+                if wanted != size:
+                    raise Broken(f"{size} of {wanted} bytes came")
+            path = inside(folder, f"{record['isic_id']}{_picture_suffix(part)}")
             os.replace(part, path)
             return path
         finally:
             part.unlink(missing_ok=True)
 
 
-def _decodable(path: Path) -> str:
-    """The suffix that fits a picture's format, after decoding it to its last row."""
+def _picture_suffix(path: Path) -> str:
+    """Return the ending that fits a picture's format, after decoding the picture to its last row.
+
+    Raises:
+        Broken: it cannot be decoded.
+    """
+    data = path.read_bytes()
     try:
-        with Image.open(path) as image:
-            image.load()
-            return SUFFIXES.get(str(image.format), f".{str(image.format).lower()}")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Broken(f"not a whole picture: {error}".replace(str(path), path.name)) from None
+        with Image.open(io.BytesIO(data)) as image:
+            kind = str(image.format)
+        decode(data)
+    except UNREADABLE as error:
+        raise Broken(f"not a whole picture: {decoding_error(data, error)}") from None
+    return SUFFIXES.get(kind, f".{kind.lower()}")
 
 
 def label_of(record: dict[str, Any]) -> str | None:
-    """'benign' or 'malignant' from an archive's `diagnosis_1` or `benign_malignant`, else None.
+    """Return 'benign' or 'malignant' by the columns `diagnosis_1` and `benign_malignant`, or None.
 
-    Blank, 'indeterminate', 'indeterminate/benign' and the like are None; so are two columns that
-    contradict each other.
+    None where both are blank, where they contradict each other, and for 'indeterminate',
+    'indeterminate/benign' and the like.
     """
-    said = diagnoses(record)
-    return said.pop() if len(said) == 1 and said <= {"benign", "malignant"} else None
+    names = diagnoses(record)
+    return names.pop() if len(names) == 1 and names <= {"benign", "malignant"} else None
 
 
 def diagnoses(record: dict[str, Any]) -> set[str]:
-    """What the two columns say, in lower case; what is blank says nothing."""
+    """Return what the two columns of diagnoses hold, in lower case, blank ones left out."""
     columns = ("diagnosis_1", "benign_malignant")
     return {str(record.get(name) or "").strip().lower() for name in columns} - {"", "nan"}
 
 
 def flat(record: Record) -> dict[str, Any]:
-    """One row of metadata: the archive's clinical and acquisition fields side by side."""
+    """Make one row of metadata: the archive's clinical and acquisition fields side by side."""
     metadata = record.get("metadata") or {}
     row = {key: record.get(key) for key in ("isic_id", "attribution", "copyright_license")}
     return row | (metadata.get("clinical") or {}) | (metadata.get("acquisition") or {})
 
 
 def wanted(archive: Archive, folder: Path, report: list[dict[str, str]]) -> list[Record]:
-    """The records to fetch, in the archive's order; those left out go to the report with why."""
+    """Search the archive; returns the records to fetch, in the archive's order.
+
+    Args:
+        archive: what to ask, with the options of the search.
+        folder: keeps the pages of the answer.
+        report: gets a row, with the reason, for each record that is left out.
+    """
     options = archive.options
     key = json.dumps([options.api, options.query, list(options.collections)])
     pages = archive.pages(folder / f"pages-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
     records: dict[str, Record] = {}
     with tqdm(desc="metadata", total=options.number, unit=" images") as bar:
         for record in (record for page in pages for record in page):
-            name, licence = record["isic_id"], record.get("copyright_license")
-            reason = None
-            if name in records:
-                reason = "duplicate", "the archive listed it twice"
-            elif options.licences and licence not in options.licences:
-                reason = "licence", str(licence)
-            elif label_of(flat(record)) is None:
-                reason = "no label", "diagnosis_1 is blank, indeterminate or contradicted"
-            elif not ((record.get("files") or {}).get("full") or {}).get("url"):
-                reason = "no file", "the archive gives no address"
-            if reason:
+            name = str(record.get("isic_id"))
+            if reason := _reason_against(record, records, options):
                 report.append(dict(zip(COLUMNS, (name, *reason), strict=True)))
                 continue
             records[name] = record
@@ -220,23 +244,52 @@ def wanted(archive: Archive, folder: Path, report: list[dict[str, str]]) -> list
     return list(records.values())
 
 
-def present(record: Record, folder: Path) -> bool:
-    """Whether the original is there, as long as the archive says it is."""
-    size = record["files"]["full"].get("size")
-    paths = [folder / f"{record['isic_id']}{suffix}" for suffix in SUFFIXES.values()]
-    return any(p.is_file() and size in (None, p.stat().st_size) for p in paths)
+def _reason_against(
+    record: Record, records: dict[str, Record], options: Download
+) -> tuple[str, str] | None:
+    """Why a record is left out, as status and detail; None: it is taken."""
+    name, licence = record.get("isic_id"), record.get("copyright_license")
+    if not isinstance(name, str) or safe_name(name) != name:
+        return "no name", "its isic_id can be no file's name"
+    if name in records:
+        return "duplicate", "the archive listed it twice"
+    if options.licences and licence not in options.licences:
+        return "licence", str(licence)
+    try:
+        if label_of(flat(record)) is None:
+            return "no label", "diagnosis_1 is blank, indeterminate or contradicted"
+        if not _full(record).get("url"):
+            return "no file", "the archive gives no address"
+    except (AttributeError, TypeError):
+        return "no record", "the archive's answer has another form than API v2 gives"
+    return None
+
+
+def _full(record: Record) -> dict[str, Any]:
+    """What a record says of its original: url and size."""
+    return (record.get("files") or {}).get("full") or {}
+
+
+def present(records: list[Record], folder: Path) -> set[str]:
+    """Return the names of the records whose original is there and has the right length."""
+    sizes: dict[str, set[int]] = {}
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            sizes.setdefault(path.stem, set()).add(path.stat().st_size)
+    names = {record["isic_id"]: _full(record).get("size") for record in records}
+    return {n for n, size in names.items() if n in sizes and (size is None or size in sizes[n])}
 
 
 def download(folder: Path, options: Download) -> None:
-    """Fetch what is not there yet into `folder`/raw, and write raw/metadata.csv.
+    """Fetch the originals that are not there yet into `folder`/raw, and write raw/metadata.csv.
 
     Raises:
         DownloadError: nothing matches, the archive cannot be reached, or some files did not come.
     """
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    for left in raw.glob(".ISIC_*.part"):
-        left.unlink()
+    for part in raw.glob(".*.part"):  # of a run that was killed
+        part.unlink()
     archive, rows = Archive(options), list[dict[str, str]]()
     records = wanted(archive, raw, rows)
     if not records:
@@ -244,29 +297,13 @@ def download(folder: Path, options: Download) -> None:
             f"no image matches download.query={options.query!r}, collections="
             f"{list(options.collections)}, licences={list(options.licences)}"
         )
-    missing = [record for record in records if not present(record, raw)]
-    failed = 0
-    pool = ThreadPoolExecutor(options.connections)
-    try:
-        futures = {pool.submit(archive.fetch, record, raw): record for record in missing}
-        bar = tqdm(total=len(records), initial=len(records) - len(missing), desc="originals")
-        with bar:
-            for future in as_completed(futures):
-                bar.update()
-                name, error = futures[future]["isic_id"], future.exception()
-                if error is None:
-                    continue
-                gone = isinstance(error, requests.HTTPError)
-                if not gone and not isinstance(error, (Broken, DownloadError)):
-                    raise error
-                failed += not gone
-                status = "not in the archive" if gone else "failed"
-                rows.append({"isic_id": name, "status": status, "detail": str(error)})
-    finally:
-        pool.shutdown(cancel_futures=True)
+    there = present(records, raw)
+    missing = [record for record in records if record["isic_id"] not in there]
+    failed = _fetch_all(archive, missing, raw, rows, len(records))
     sync_folder(raw)
     Report(folder / "reports" / "download.csv", COLUMNS).replace(rows)
-    have = [flat(record) for record in records if present(record, raw)]
+    there = present(records, raw)
+    have = [flat(record) for record in records if record["isic_id"] in there]
     write_table(raw / "metadata.csv", pd.DataFrame(have))
     print(
         f"download: {len(have)} of {len(records)} images are there, {len(rows)} remarks in "
@@ -277,3 +314,29 @@ def download(folder: Path, options: Download) -> None:
             f"{failed} of {len(records)} images did not come (reports/download.csv says why); "
             "run again, it goes on where it stopped"
         )
+
+
+def _fetch_all(
+    archive: Archive, missing: list[Record], raw: Path, rows: list[dict[str, str]], total: int
+) -> int:
+    """Fetch several files at a time; returns how many failed, `rows` gets a row for each."""
+    failed = 0
+    pool = ThreadPoolExecutor(archive.options.connections)
+    try:
+        futures = {pool.submit(archive.fetch, record, raw): record for record in missing}
+        with tqdm(total=total, initial=total - len(missing), desc="originals") as bar:
+            for future in as_completed(futures):
+                bar.update()
+                name, error = futures[future]["isic_id"], future.exception()
+                if error is None:
+                    continue
+                gone = isinstance(error, requests.HTTPError)
+                if not gone and not isinstance(error, (Broken, DownloadError)):
+                    raise error
+                failed += not gone
+                status = "not in the archive" if gone else "failed"
+                detail = " ".join(str(error).split())
+                rows.append({"isic_id": name, "status": status, "detail": detail})
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed

@@ -1,4 +1,4 @@
-"""Step `paste`: copies of images with a pasted sticker, and their exact masks."""
+"""Step `paste`: make copies of images with a pasted sticker, and their exact masks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cdep_run.files import write_atomic
-from cdep_run.isic_prep.images import PrepareError, each
+from cdep_run.errors import PathError
+from cdep_run.files import inside, write_atomic
+from cdep_run.isic_prep.decode import PrepareError, read_rgb
+from cdep_run.isic_prep.images import each, read_table, unreadable
 from cdep_run.isic_prep.settings import Paste
 from cdep_run.isic_prep.step_report import write_table
 from cdep_run.isic_prep.stickers import paste_sticker
 
 
-def _one(job: tuple[Path, Path, Path, int]) -> float:
-    """Paste onto one image; the sticker's share of it."""
+def _paste_one(job: tuple[Path, Path, Path, int]) -> float | str:
+    """Paste a sticker onto one image; returns its share of the image, or why there is none."""
     source, target, mask_target, seed = job
-    pasted, mask = paste_sticker(np.asarray(Image.open(source).convert("RGB")), seed)
+    try:
+        image, _ = read_rgb(source.read_bytes())
+    except (OSError, PrepareError) as error:
+        return f"{source.name} {unreadable(error) if isinstance(error, OSError) else error}"
+    pasted, mask = paste_sticker(np.asarray(image), seed)
     for path, pixels in ((target, pasted), (mask_target, mask)):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")  # as JPEG, pixels beside it would change, too
@@ -29,18 +35,22 @@ def _one(job: tuple[Path, Path, Path, int]) -> float:
 
 
 def paste(folder: Path, options: Paste, workers: int) -> None:
-    """Fill `folder`/pasted: images, patch_masks and metadata.csv, laid out as `folder` is.
+    """Fill `folder`/pasted with images, patch_masks and metadata.csv, laid out as `folder` is.
 
-    Benign training images and malignant test images that show no sticker get one, as many as the
-    shares say; the seed and the image's name alone decide which and what.
+    Stickers are pasted onto benign training images and malignant test images that show none, onto
+    as many as the shares say. Which images those are, and what the stickers look like, depends on
+    the seed and the images' names alone.
 
     Raises:
-        PrepareError: there are no splits yet.
+        PrepareError: there are no splits yet, or metadata.csv names files outside `folder`.
     """
     if not (folder / "splits.csv").is_file():
         raise PrepareError(f"{folder}/splits.csv does not exist; run the step splits first")
-    table = pd.read_csv(folder / "metadata.csv", dtype={"isic_id": str}, low_memory=False).merge(
-        pd.read_csv(folder / "splits.csv", dtype={"isic_id": str}), on="isic_id"
+    text = {"isic_id": str}
+    columns = ["isic_id", "benign_malignant", "patches", "file"]
+    table = read_table(folder / "metadata.csv", columns, dtype=text, low_memory=False)
+    table = table.merge(
+        read_table(folder / "splits.csv", [*text, "split"], dtype=text), on="isic_id"
     )
     seeds = np.array([zlib.crc32(f"{options.seed} {name}".encode()) for name in table["isic_id"]])
     draw = seeds / 2**32
@@ -53,7 +63,12 @@ def paste(folder: Path, options: Paste, workers: int) -> None:
     out = folder / "pasted"
     for name in ("benign", "malignant", "patch_masks"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    originals = [folder / file for file in table["file"]]
+    try:
+        originals = [inside(folder, str(file), links=True) for file in table["file"]]
+        for name in table["isic_id"]:
+            inside(out, f"benign/{name}.png")
+    except PathError as error:
+        raise PrepareError(f"{folder / 'metadata.csv'}: {error}") from error
     table["file"] = table["benign_malignant"] + "/" + table["isic_id"] + ".png"
     table["patch_mask"] = "patch_masks/" + table["isic_id"] + ".png"
     jobs = [
@@ -62,7 +77,10 @@ def paste(folder: Path, options: Paste, workers: int) -> None:
             originals, table["file"], table["patch_mask"], seeds, strict=True
         )
     ]
-    table["patch_fraction"] = list(each(_one, jobs, workers, "paste"))
-    table["patches"] = 1
+    results = list(each(_paste_one, jobs, workers, "paste"))
+    table["patch_fraction"] = pd.to_numeric(pd.Series(results, table.index), errors="coerce")
+    table = table[table["patch_fraction"].notna()].assign(patches=1)
+    for why in (result for result in results if isinstance(result, str)):
+        print(f"paste: left out: {why}")
     write_table(out / "metadata.csv", table.drop(columns=["split", "fold"]))
     print(f"paste: {len(table)} images in {out}")

@@ -24,6 +24,9 @@ from cdep_run.isic_prep.settings import Segment
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+AROUND = 25
+"""Width in pixels of the square that says what lies around a pixel of a region's outline."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -124,7 +127,7 @@ def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
         left[np.unique(segments[grown])] = False
         if grown.mean() < options.smallest / 2:
             continue
-        region = _outline(grown, smooth, skin, weights, options.step)
+        region = _outline(grown, smooth, skin, weights, options)
         if region is not None:
             result.append(region)
             inside = np.bincount(segments.ravel(), region.mask.ravel(), minlength=count)
@@ -188,16 +191,28 @@ def _grow(
 
 
 def _outline(
-    grown: Mask, smooth: Floats, skin: Floats, weights: Floats, step: float
+    grown: Mask, smooth: Floats, skin: Floats, weights: Floats, options: Segment
 ) -> Region | None:
-    """The region's exact, convex outline and what is known of it; None if nothing is left."""
-    shape, window = grown.shape, _window(grown, margin=20)  # all that follows happens near it
+    """Find the exact, convex outline of a region of superpixels, and measure it.
+
+    Args:
+        grown: `[H, W]` bool, the superpixels.
+        smooth: `[H, W, 3]`, the image in CIELAB without its finest grain.
+        skin: `[H, W, 3]`, skin's colour at each pixel.
+        weights: `[3]`, of L, a and b in colour distances.
+        options: `reach` and `step` are used.
+
+    Returns:
+        The region, or None where nothing is left of it or it does not reach the border.
+    """
+    shape, reach = grown.shape, round(options.reach * grown.shape[1])
+    window = _window(grown, margin=reach + AROUND // 2)  # all that follows happens near it
     grown, smooth, skin = grown[window], smooth[window], skin[window]
     distance = np.linalg.norm((smooth - skin) * weights, axis=-1)
     # Superpixels at the edge hold skin, too: the colour is that of the pixels farthest from it.
     pure = grown & (distance > 0.7 * np.percentile(distance[grown], 90))
     colour = np.median(smooth[pure], axis=0)
-    zone = ndimage.binary_dilation(grown, disk(6))  # superpixels end a few pixels off the edge
+    zone = ndimage.binary_dilation(grown, disk(reach))  # the sticker's tips may lie outside
     for _ in range(2):  # the second time against what is really around it, lesion or reflection
         towards = (colour - skin) * weights
         share = ((smooth - skin) * weights * towards).sum(-1)
@@ -211,7 +226,7 @@ def _outline(
         if pixels.sum() < 30 or min(np.ptp(np.nonzero(pixels), axis=1)) < 3:
             return None
         mask = convex_hull_image(pixels)
-        around = ndimage.maximum_filter(mask, 25) & ~ndimage.maximum_filter(mask, 9)
+        around = ndimage.maximum_filter(mask, AROUND) & ~ndimage.maximum_filter(mask, 9)
         if around.any():
             skin = skin + np.median((smooth - skin)[around], axis=0)
     edge = mask & ~ndimage.binary_erosion(mask, disk(1), border_value=1)
@@ -233,7 +248,7 @@ def _outline(
         lighter=float(lighter),
         radius=radius / width,
         roundness=roundness / width,
-        sharp=_sharpness(mask, y, x, smooth * weights, (colour - skin) * weights, step),
+        sharp=_sharpness(mask, y, x, smooth * weights, (colour - skin) * weights, options.step),
         warm=bool(more_a > 0 and more_b > 0),
     )
 

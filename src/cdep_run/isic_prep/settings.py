@@ -36,6 +36,7 @@ class Resize:
     source: str | None = MISSING
     size: int = MISSING
     quality: int = MISSING
+    largest: float = MISSING
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Segment:
     largest: float = MISSING
     radius: list[float] = MISSING
     darker: float = MISSING
+    reach: float = MISSING
     step: float = MISSING
     grey: float = MISSING
     vivid: float = MISSING

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cdep_run.isic_prep.decode import PrepareError
 from cdep_run.isic_prep.images import COLUMNS as RESIZE_COLUMNS
-from cdep_run.isic_prep.images import PrepareError, find_metadata, usable
+from cdep_run.isic_prep.images import find_metadata, usable
 from cdep_run.isic_prep.masks import COLUMNS as MASK_COLUMNS
 from cdep_run.isic_prep.masks import struck
 from cdep_run.isic_prep.settings import Resize, Splits
 from cdep_run.isic_prep.step_report import Report, write_table
 
+log = logging.getLogger(__name__)
+
+SLACK = 1.0
+"""So many images more than a part has room for are no reason to put a group elsewhere."""
+
+NOTICEABLE = 0.2
+"""A part that misses its share by more than this share of it is warned of."""
+
 
 def collect(folder: Path, options: Resize) -> pd.DataFrame:
-    """One row for each usable image, written as metadata.csv.
+    """Make one row for each usable image, and write them as metadata.csv.
 
-    The archive's columns, then `file`, `patch_mask` (blank: no sticker), `patches` (0 or 1) and
-    `patch_fraction`. Images and masks that a person struck out are left out.
+    Columns: those of the archive, then `file`, `patch_mask` (blank: no sticker), `patches` (0 or 1)
+    and `patch_fraction`. Images and masks that a person struck out are left out, and so are images
+    that the step segment could not read.
 
     Raises:
         PrepareError: a step before this one has not been run.
@@ -35,7 +47,10 @@ def collect(folder: Path, options: Resize) -> pd.DataFrame:
     if not ok or missing:
         step = "segment" if ok else "resize"
         raise PrepareError(f"{len(missing)} images are not segmented; run the step {step} first")
-    table = table[table["isic_id"].isin(ok)].copy()
+    skipped = {name for name in ok if masks[name]["status"] == "skipped"}
+    if skipped:
+        log.warning("%d images left out: reports/segment.csv says why", len(skipped))
+    table = table[table["isic_id"].isin({*ok} - skipped)].copy()
     has = [masks[name]["status"] == "mask" and name not in no_mask for name in table["isic_id"]]
     table["file"] = table["benign_malignant"] + "/" + table["isic_id"] + ".jpg"
     table["patch_mask"] = np.where(has, "patch_masks/" + table["isic_id"] + ".png", "")
@@ -47,7 +62,7 @@ def collect(folder: Path, options: Resize) -> pd.DataFrame:
 
 
 def groups_of(table: pd.DataFrame, columns: list[str]) -> NDArray[np.int64]:
-    """A number for each image; those that agree in any of the columns have the same one."""
+    """Number the groups: images that agree in one of the columns get the same number, `[N]`."""
     group = np.arange(len(table))
     while True:  # two images may be linked by others: patient A – lesion 1 – patient B
         before = group.copy()
@@ -63,16 +78,20 @@ def groups_of(table: pd.DataFrame, columns: list[str]) -> NDArray[np.int64]:
 def divide(
     strata: NDArray[np.int64], groups: NDArray[np.int64], shares: list[float], seed: int
 ) -> NDArray[np.int64]:
-    """The part of each image: whole groups, each stratum as near to the shares as they allow.
+    """Divide images into parts: groups stay whole, strata come as near to the shares as they can.
 
-    Groups are taken largest first, in random order among equals, and go where the strata they hold
-    are missing most.
+    Groups are taken largest first, in random order among equals. Each goes to the part that misses
+    most of the strata it holds, among the parts that have room for it; where none has, the part
+    that it overfills least takes it.
 
     Args:
         strata: `[N]`, number of each image's stratum, from 0.
         groups: `[N]`, number of each image's group, from 0.
         shares: of the parts; they sum to 1.
         seed: of the order of the groups.
+
+    Returns:
+        `[N]`, number of each image's part, from 0.
     """
     content = np.zeros((groups.max() + 1, strata.max() + 1))
     np.add.at(content, (groups, strata), 1)
@@ -86,6 +105,8 @@ def divide(
     order = order[np.lexsort((-rarity[order], -content.sum(1)[order]))]
     for group in order:
         need = (missing / total * content[group]).sum(1) / np.asarray(shares)
+        too_many = (content[group] - missing.clip(0)).clip(0).sum(1)
+        need[too_many > too_many.min() + SLACK] = -np.inf
         best = np.flatnonzero(need >= need.max() - 1e-9)
         part = int(rng.choice(best))
         part_of[group] = part
@@ -93,8 +114,46 @@ def divide(
     return part_of[groups]
 
 
+def warn_of_shares(
+    kind: str,
+    parts: NDArray[np.int64],
+    names: Sequence[object],
+    shares: Sequence[float],
+    strata: NDArray[np.str_],
+    groups: NDArray[np.int64],
+) -> None:
+    """Log where a part holds far less or more of a stratum than its share, as groups stay whole.
+
+    Args:
+        kind: what a part is called, such as "split".
+        parts: `[N]`, number of each image's part.
+        names, shares: of the parts.
+        strata: `[N]`, name of each image's stratum.
+        groups: `[N]`, number of each image's group.
+    """
+    missed = []
+    for stratum in np.unique(strata):
+        total = int((strata == stratum).sum())
+        for number, (name, share) in enumerate(zip(names, shares, strict=True)):
+            count, wanted = int(((strata == stratum) & (parts == number)).sum()), share * total
+            if abs(count - wanted) > max(NOTICEABLE * wanted, 1):
+                missed.append(f"{kind} {name} holds {count} of {total} {stratum} images instead of "
+                              f"{wanted:.0f}")  # fmt: skip
+    if missed:
+        largest = int(np.bincount(groups).max())
+        log.warning("%s; images of one patient or lesion stay together, and the largest such group "
+                    "has %d of %d images", "; ".join(missed), largest, len(parts))  # fmt: skip
+
+
 def assign(table: pd.DataFrame, options: Splits) -> pd.DataFrame:
-    """Columns isic_id, split and fold for each image of `table`, which has metadata.csv's columns.
+    """Give each image a split and a fold; shares that cannot be kept are logged.
+
+    Args:
+        table: the columns of metadata.csv.
+        options: shares, folds, seed, and the columns that keep images together.
+
+    Returns:
+        Columns isic_id, split and fold.
 
     Raises:
         PrepareError: shares that do not sum to 1, or a split without an image of some class.
@@ -108,13 +167,15 @@ def assign(table: pd.DataFrame, options: Splits) -> pd.DataFrame:
     labels = table["benign_malignant"]
     strata = np.unique(labels + table["patches"].astype(str), return_inverse=True)[1]
     groups = groups_of(table, list(options.groups))
-    names = np.array(list(options.shares))
-    result = table[["isic_id"]].assign(
-        split=names[divide(strata, groups, shares, options.seed)],
-        fold=divide(strata, groups, [1 / options.folds] * options.folds, options.seed),
-    )
+    names, equal = list(options.shares), [1 / options.folds] * options.folds
+    split = divide(strata, groups, shares, options.seed)
+    fold = divide(strata, groups, equal, options.seed)
+    result = table[["isic_id"]].assign(split=np.array(names)[split], fold=fold)
+    label_names = labels.to_numpy(str)
+    warn_of_shares("split", split, names, shares, label_names, groups)
+    warn_of_shares("fold", fold, range(options.folds), equal, label_names, groups)
     counts = result.assign(label=labels, patches=table["patches"])
-    for column, parts in (("split", names), ("fold", np.arange(options.folds))):
+    for column, parts in (("split", names), ("fold", range(options.folds))):
         for part in parts:
             for label in ("benign", "malignant"):
                 if not ((counts[column] == part) & (labels == label)).any():

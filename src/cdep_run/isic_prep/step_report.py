@@ -1,4 +1,4 @@
-"""What a step found about each image, as a CSV that survives being interrupted."""
+"""The report of a step: a CSV with a row for each image, which survives being interrupted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Report:
     """Rows of a CSV file, appended and flushed one by one; the last row of an image counts.
 
     Args:
-        path: the file; made when the first row comes.
-        columns: names, the first one `isic_id`.
+        path: of the file, which is created with the first row.
+        columns: their names; `isic_id` is the first, and `status` one of them.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
@@ -26,12 +26,19 @@ class Report:
         self.columns = columns
 
     def rows(self) -> dict[str, dict[str, str]]:
-        """The last whole row of each image; rows that a crash cut off are left out."""
+        """Return the last row of each image.
+
+        Left out: remarks, and lines that are damaged or that a crash cut off.
+        """
         if not self.path.is_file():
             return {}
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {row["isic_id"]: row for row in rows if None not in row.values() and None not in row}
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = [_values(line) for line in text.split("\n")[:-1]]
+        header = lines[0] if lines else []
+        if not {*self.columns} <= {*header}:
+            return {}  # damaged, or written by another version
+        rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+        return {row["isic_id"]: row for row in rows[1:] if row.get("status") != "remark"}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
@@ -43,7 +50,7 @@ class Report:
                 file.write("\n")
             if file.tell() == 0:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerow(one_line(row))
 
     def _torn(self) -> bool:
         """Whether the last row was cut off by a crash."""
@@ -54,9 +61,22 @@ class Report:
             return file.read() != b"\n"
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write these rows alone, sorted by image, atomically."""
-        table = pd.DataFrame(list(rows), columns=list(self.columns)).sort_values("isic_id")
-        write_table(self.path, table)
+        """Write these rows in place of all others, sorted by image, atomically."""
+        table = pd.DataFrame([one_line(row) for row in rows], columns=list(self.columns))
+        write_table(self.path, table.sort_values("isic_id", kind="stable"))
+
+
+def _values(line: str) -> list[str]:
+    """The values in a line of the file; none where it cannot be read."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def one_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without line breaks in its texts, so that each row is one line of the file."""
+    return {k: " ".join(v.split()) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
