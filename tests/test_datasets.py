@@ -35,11 +35,23 @@ def random_images(count: int, seed: int = 0) -> Images:
 
 def small_decoy(test_patch: str = "inverted", seed: int = 0) -> Bunch:
     parts = [random_images(count, count) for count in (200, 50, 60)]
-    return decoy("decoy", *parts, patch_size=5, test_patch=test_patch, generator=generator(seed))
+    return decoy(
+        "decoy",
+        *parts,
+        patch_size=5,
+        test_patch=test_patch,
+        groups="corners",
+        generator=generator(seed),
+    )
 
 
 def small_colour() -> Bunch:
-    return colour("colour", *(random_images(count, count) for count in (200, 50, 60)), pixels=8)
+    return colour(
+        "colour",
+        *(random_images(count, count) for count in (200, 50, 60)),
+        groups="pixels",
+        pixels=8,
+    )
 
 
 def grey_patches(split: TensorSplit) -> Tensor:
@@ -202,7 +214,7 @@ def test_a_moved_bunch_has_every_tensor_on_the_device(make: Callable[[], Bunch])
 @pytest.mark.parametrize("setting", [{"patch_size": 15}, {"test_patch": "none"}, {"ink": 0}])
 def test_settings_that_no_image_can_have_are_refused(setting: dict[str, int | str]) -> None:
     default = {"seed": 0, "val_size": 200, "test_size": 397, "ink": 96}
-    patch = {"patch_size": 7, "test_patch": "inverted"}
+    patch = {"patch_size": 7, "test_patch": "inverted", "groups": "corners"}
     with pytest.raises(DataError, match=f"dataset.{next(iter(setting))}="):
         decoy_digits(**{**default, **patch, **setting})  # type: ignore[arg-type]
 
@@ -309,9 +321,9 @@ def real(name: str, seed: int = 0, train_size: int | None = None) -> Bunch:
         pytest.skip(f"no {source} under {DATA}; set CDEP_RUN_DATA to the folder that holds it")
     common = (DATA, source, False, seed, 6000)
     if "decoy" in name:
-        return decoy_mnist(*common, 5, "inverted", train_size)
+        return decoy_mnist(*common, 5, "inverted", "corners", train_size)
     if "color" in name:
-        return color_mnist(*common, 8, train_size)
+        return color_mnist(*common, "pixels", 8, train_size)
     return mnist(*common, train_size)
 
 
@@ -323,7 +335,7 @@ def test_the_data_are_the_pinned_ones(name: str) -> None:
 
 
 def test_the_decoy_digits_are_the_pinned_ones() -> None:
-    bunch = decoy_digits(0, 200, 397, 96, 7, "inverted")
+    bunch = decoy_digits(0, 200, 397, 96, 7, "inverted", "corners")
     assert {name: len(split) for name, split in bunch.splits.items()} == {
         "train": 1200, "val": 200, "val_shifted": 200, "test": 397, "test_clean": 397,
     }  # fmt: skip

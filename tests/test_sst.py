@@ -47,7 +47,7 @@ def data(tmp_path: Path) -> Path:
 def decoy(data: Path, **changes) -> Bunch:
     arguments = {
         "variant": "sst_decoy", "words": ["video", "text"], "neutral": None, "biased": True,
-        "held_out": 0, "max_length": 60, "seed": 0,
+        "held_out": 0, "max_length": 60, "seed": 0, "groups": "words",
         "data_dir": data, "download": False, "check_sums": False, "cache_dir": data / "kept",
         "vectors": "tiny",
     } | changes  # fmt: skip

@@ -111,6 +111,7 @@ class Decoy:
 
     patch_size: int = MISSING
     test_patch: str = MISSING
+    groups: Any = MISSING
 
 
 @dataclass
@@ -141,6 +142,7 @@ class DecoyMnist(Decoy, Mnist):
 class ColorMnist(Mnist):
     """`cdep_run.datasets.color_mnist.color_mnist`."""
 
+    groups: Any = MISSING
     pixels: int = MISSING
 
 
@@ -158,6 +160,7 @@ class Sst(Dataset):
     neutral: str | None = MISSING
     biased: bool = MISSING
     penalised: list[str] = MISSING
+    groups: Any = MISSING
     held_out: float = MISSING
     max_length: int = MISSING
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from cdep_run.datasets.annotation import SampledPixels
 from cdep_run.datasets.base import Annotation, Bunch, TensorSplit, fingerprint
 from cdep_run.datasets.mnist import NAMES, Images, hold_out, load
+from cdep_run.datasets.projections import Facts, annotated, group_name
 
 RED, PURPLE = (0.0, 1.0, 0.5), (0.83333, 1.0, 128 / 255 / 2)  # hue, saturation, lightness
 
@@ -28,7 +30,12 @@ class ColourSplit(TensorSplit):
     """
 
     def __init__(
-        self, part: Images, palette: Tensor, mean: Tensor, std: Tensor, annotation: Annotation
+        self,
+        part: Images,
+        palette: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        annotation: Annotation | None,
     ) -> None:
         super().__init__(part.images, part.labels, annotation)
         self.scale = (palette / (255 * std)).float()[:, :, None, None]  # [10, 3, 1, 1]
@@ -45,6 +52,7 @@ def color_mnist(
     download: bool,
     seed: int,
     val_size: int,
+    groups: Any,
     pixels: int,
     train_size: int | None = None,
 ) -> Bunch:
@@ -56,30 +64,34 @@ def color_mnist(
         download: fetch the files when absent.
         seed: of the division into train and val.
         val_size: number of training images held out.
+        groups: what must not matter: "pixels", "chroma" or another map, see
+            `projections.annotated`.
         pixels: number of pixels a batch that must not matter.
         train_size: use only so many training images; None: all of them.
 
     Raises:
-        DataError: files absent or damaged, or sizes that do not fit.
+        DataError: files absent or damaged, sizes that do not fit, or groups that images lack.
     """
     train_part, test = load(data_dir, source, download)
     generator = torch.Generator().manual_seed(seed)
     train, val = hold_out(train_part, val_size, train_size, generator)
-    return colour(f"color_{NAMES[source]}", train, val, test, pixels)
+    return colour(f"color_{NAMES[source]}", train, val, test, groups, pixels)
 
 
-def colour(name: str, train: Images, val: Images, test: Images, pixels: int) -> Bunch:
+def colour(name: str, train: Images, val: Images, test: Images, groups: Any, pixels: int) -> Bunch:
     """Colour each image by its label.
 
     Splits: train; val and test with inverted colours (label d gets colour 9 - d); test_same, the
     test images with the training colours, where the shortcut still works. Standardised per channel
     with the training mean and standard deviation. Groups: `pixels` single pixels a batch, drawn
-    from the distribution of non-zero training pixels. λ is chosen on val.
+    from the distribution of non-zero training pixels; or a linear map of the image, such as its
+    colour. λ is chosen on val.
     Source: Rieger et al. 2019 (arXiv:1909.13584), Table 2 and Fig. S5, and its published code.
     """
     shades = palette()
     mean, std = moments(train, shades)
-    annotation = SampledPixels((train.images > 0).sum(0, dtype=torch.int32).double(), pixels)
+    drawn = SampledPixels((train.images > 0).sum(0, dtype=torch.int32).double(), pixels)
+    annotation = annotated(groups, "pixels", drawn, Facts((3, 28, 28), std))
     inverted = shades.flip(0)
     splits: dict[str, TensorSplit] = {
         "train": ColourSplit(train, shades, mean, std, annotation),
@@ -92,7 +104,9 @@ def colour(name: str, train: Images, val: Images, test: Images, pixels: int) -> 
         images = inputs.cpu() * std.float()[:, None, None] + mean.float()[:, None, None]
         return images.clamp(0, 1)
 
-    return Bunch(name, splits, 10, (3, 28, 28), "val", fingerprint(splits), display)
+    names = group_name(annotation)
+    data = (name, splits, 10, (3, 28, 28), "val", fingerprint(splits), display)
+    return Bunch(*data, group_names=names)
 
 
 def palette() -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from cdep_run.datasets.annotation import ConstantGroups, corners
 from cdep_run.datasets.base import Bunch, DataError
 from cdep_run.datasets.mnist import NAMES, Images, grey_bunch, hold_out, load
+from cdep_run.datasets.projections import Facts, annotated
 
 TEST_PATCHES = ("inverted", "random")
 
@@ -23,6 +25,7 @@ def decoy_mnist(
     val_size: int,
     patch_size: int,
     test_patch: str,
+    groups: Any,
     train_size: int | None = None,
 ) -> Bunch:
     """DecoyMNIST, and the same on Fashion-MNIST: see `decoy` for the splits and the patch.
@@ -35,6 +38,7 @@ def decoy_mnist(
         val_size: number of training images held out.
         patch_size: width of the patch in pixels: 5 (Rieger et al.), 4 (Ross et al.).
         test_patch: "inverted" (published CDEP code) or "random" (Ross et al.).
+        groups: what must not matter: "corners", or a map, see `projections.annotated`.
         train_size: use only so many training images; None: all of them.
 
     Raises:
@@ -43,7 +47,8 @@ def decoy_mnist(
     train_part, test = load(data_dir, source, download)
     generator = torch.Generator().manual_seed(seed)
     train, val = hold_out(train_part, val_size, train_size, generator)
-    return decoy(f"decoy_{NAMES[source]}", train, val, test, patch_size, test_patch, generator)
+    parts = (train, val, test, patch_size, test_patch, groups, generator)
+    return decoy(f"decoy_{NAMES[source]}", *parts)
 
 
 def decoy_digits(
@@ -53,6 +58,7 @@ def decoy_digits(
     ink: int,
     patch_size: int,
     test_patch: str,
+    groups: Any,
     train_size: int | None = None,
 ) -> Bunch:
     """The decoy task on scikit-learn's bundled 1,797 handwritten digits; needs no download.
@@ -72,7 +78,7 @@ def decoy_digits(
     generator = torch.Generator().manual_seed(seed)
     rest, test = hold_out(images, test_size, None, generator)
     train, val = hold_out(rest, val_size, train_size, generator)
-    return decoy("decoy_digits", train, val, test, patch_size, test_patch, generator)
+    return decoy("decoy_digits", train, val, test, patch_size, test_patch, groups, generator)
 
 
 def decoy(
@@ -82,6 +88,7 @@ def decoy(
     test: Images,
     patch_size: int,
     test_patch: str,
+    groups: Any,
     generator: torch.Generator,
 ) -> Bunch:
     """Put a square grey patch into a random corner of each image.
@@ -89,7 +96,7 @@ def decoy(
     Splits: train and val with grey level 255 - 25·label; val_shifted, the images and corners of
     val with 25·label; test with 25·label, or 255 - 25·(a random digit) for `test_patch="random"`;
     test_clean, the test images as they are. One group of features must not matter: all four
-    corners. λ is chosen on val_shifted.
+    corners, or a linear map of the image. λ is chosen on val_shifted.
     Source: Ross et al., IJCAI 2017; Rieger et al. 2019 (arXiv:1909.13584) and its published code.
     Choosing on val would choose the shortcut, and the published code has no val_shifted.
     """
@@ -111,7 +118,9 @@ def decoy(
         "test": _patched(test, corner_test, test_level, patch_size),
         "test_clean": test,
     }
-    return grey_bunch(name, splits, "val_shifted", ConstantGroups(corners(patch_size, 28, 28)))
+    masks = ConstantGroups(corners(patch_size, 28, 28))
+    annotation = annotated(groups, "corners", masks, Facts((1, 28, 28)))
+    return grey_bunch(name, splits, "val_shifted", annotation)
 
 
 def _patched(part: Images, corner: Tensor, level: Tensor, size: int) -> Images:

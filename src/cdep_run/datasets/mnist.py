@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.datasets.base import Annotation, Bunch, DataError, TensorSplit, fingerprint
+from cdep_run.datasets.projections import group_name
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -108,9 +109,8 @@ def grey_bunch(
 ) -> Bunch:
     """A bunch of ten-class grey images that share one annotation."""
     grey: dict[str, TensorSplit] = {k: GreySplit(*part, annotation) for k, part in splits.items()}
-    return Bunch(
-        name, grey, 10, (1, 28, 28), selection_split, fingerprint(grey), lambda x: (x.cpu() + 1) / 2
-    )
+    data = (name, grey, 10, (1, 28, 28), selection_split, fingerprint(grey))
+    return Bunch(*data, lambda x: (x.cpu() + 1) / 2, group_names=group_name(annotation))
 
 
 def hold_out(

@@ -352,16 +352,22 @@ def annotated(spec: Any, own: str, masks: Annotation | None, facts: Facts) -> An
     return Projected(found, len(facts.shape), masks if inside else None)
 
 
+def group_name(annotation: Annotation | None) -> list[str] | None:
+    """What `Bunch.group_names` holds: the map's name; None where the groups are masks."""
+    return [annotation.projection.name] if isinstance(annotation, Projected) else None
+
+
 # --- Checks --------------------------------------------------------------------------------------
 
 
-def refuse_unfit(map: Projection, shape: Sequence[int]) -> None:
+def refuse_unfit(map: Projection, shape: Sequence[int], everywhere: bool = True) -> None:
     """Refuse what is no linear map of the inputs with its adjoint, or leaves nothing or all.
 
     Tried on random inputs, drawn from a generator of its own.
 
     Args:
         shape: of one input's features; of text, words by numbers of a vector.
+        everywhere: whether the map acts on the whole input; inside masks it may be the identity.
 
     Raises:
         DataError: says which of these it is.
@@ -393,5 +399,5 @@ def refuse_unfit(map: Projection, shape: Sequence[int]) -> None:
         raise DataError(f"{name}: its adjoint is not that of its project: ⟨P x, g⟩ ≠ ⟨x, Pᵀ g⟩")
     if not differs(parts, torch.zeros_like(parts)):
         raise DataError(f"{name} is zero: no part of an input belongs to the group")
-    if not differs(parts, x):
+    if everywhere and not differs(parts, x):
         raise DataError(f"{name} is everything: no part of an input would be left to learn from")

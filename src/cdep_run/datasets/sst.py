@@ -9,12 +9,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cdep_run.datasets.base import Bunch, DataError, TensorSplit, fingerprint
+from cdep_run.datasets.projections import Facts, annotated, group_name
 from cdep_run.datasets.sentences import Sentences, TextSplit, TokenGroups
 from cdep_run.datasets.treebank import Treebank, treebank, word_vectors
 
@@ -39,6 +41,7 @@ def sst(
     neutral: str | None,
     biased: bool,
     penalised: Sequence[str],
+    groups: Any,
     held_out: float,
     max_length: int,
     train_size: int | None = None,
@@ -63,6 +66,8 @@ def sst(
         neutral: the word that takes the place of both; None: they are inserted.
         biased: False: training phrases stay as they were, for comparison.
         penalised: the words whose first occurrence in a training phrase must not matter.
+        groups: what must not matter: "words", those of `penalised`; or a map of every word's
+            vector, see `projections.annotated`.
         held_out: share of the training sentences that make `val_swapped`; 0: none.
         max_length: a longer sentence is an error.
         train_size: at most so many training phrases.
@@ -116,6 +121,9 @@ def sst(
     matrix, unknown = word_vectors(data_dir, vectors, download, cache_dir, bank.vocabulary)
     if set(words) <= set(unknown):
         raise DataError(f"{vectors} has no vector of any of the words {', '.join(sorted(words))}")
+    train_split, length = splits["train"], train.tokens.shape[1]
+    facts = Facts((length,), vocabulary=bank.vocabulary, vectors=matrix)
+    train_split.annotation = annotated(groups, "words", train_split.annotation, facts)
     for word in {*words, neutral} & set(unknown):
         log.warning("%s has no vector of %r: it starts as zeros", vectors, word)
     return Bunch(
@@ -127,6 +135,7 @@ def sst(
         fingerprint({**splits, "embedding": SimpleNamespace(vectors=matrix)}),
         vectors=matrix,
         vocabulary=bank.vocabulary,
+        group_names=group_name(train_split.annotation),
     )
 
 

@@ -58,6 +58,7 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
     Raises:
         ConfigError: batch larger than the data, a monitor that no split has, a compiled model
             under a penalty, no groups, or a mask of the wrong shape.
+        DataError: a projection that is no linear map of the inputs, or of nothing or all of them.
     """
     split, wanted = bunch.splits["train"], config["training"]["batch_size"]
     if wanted > len(split):
@@ -92,6 +93,12 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
             f"are {list(inputs.shape)}; a mask is bool [1, groups, *sizes that broadcast to the "
             "inputs]"
         )
+    if batch.groups.projection is not None:
+        from cdep_run.datasets.projections import refuse_unfit
+
+        width = () if bunch.vectors is None else bunch.vectors.shape[1:]
+        shape = inputs.shape[1:] if inputs.is_floating_point() else (*inputs.shape[1:], *width)
+        refuse_unfit(batch.groups.projection, shape, everywhere=bool(mask.all()))
 
 
 def check_monitor(monitor: str, bunch: Bunch) -> None:
