@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: reproduce-tables table1 isic bench-segmenter demo test test-gpu bench coverage-models docs clean
+.PHONY: reproduce-tables table1 isic bench-segmenter demo test test-gpu bench bench-gpu coverage-models docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -42,8 +42,15 @@ table1: .venv/installed
 	$(BIN)/python -m cdep_run.results.folds outputs/sweeps/table1 --out outputs/table1
 	$(BIN)/python -m cdep_run.evidence outputs/sweeps/table1 --out outputs/table1 $(if $(AVOID),--avoid $(AVOID))
 
-test-gpu: .venv/installed-dev
-	$(BIN)/python -m pytest -rs tests/test_gpu.py
+# make test-gpu, make bench-gpu: on a CUDA device (docs/gpu.md). GPU_PYTHON=python3: with the
+# packages of that Python, for machines without a network.
+GPU_PYTHON ?=
+ON_GPU = PYTHONPATH=src:tests:$(PYTHONPATH) $(or $(GPU_PYTHON),$(BIN)/python)
+test-gpu: $(if $(GPU_PYTHON),,.venv/installed-dev)
+	$(ON_GPU) -m pytest -rs tests/test_gpu.py
+
+bench-gpu: $(if $(GPU_PYTHON),,.venv/installed)
+	$(ON_GPU) benchmarks/gpu.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py

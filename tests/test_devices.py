@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdep_run.batch import Batch
 from cdep_run.cd import decompose
@@ -28,6 +29,47 @@ def test_a_step_reads_no_number_and_stays_on_the_device(name, case, monkeypatch)
     run = trainer(model, PENALTIES[name])
     row = run.train_step(split.batch(first_batch(split)))
     assert row.is_meta and all(p.grad.is_meta for p in model.parameters() if p.grad is not None)
+
+
+NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "_unsafe_view"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that start at least one kernel: neither views nor mere allocations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = [returned.alias_info for returned in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in results)
+        self.count += not is_view and func._opname not in NO_KERNEL
+        return func(*args, **(kwargs or {}))
+
+
+MOST_OPERATIONS = {
+    ("cnn, corners", "none"): 40,
+    ("cnn, corners", "cdep symmetric"): 400,
+    ("cnn, corners", "rrr paper"): 165,
+    ("cnn, corners", "eg paper"): 220,
+    ("resnet18", "none"): 185,
+    ("resnet18", "cdep symmetric"): 2100,
+}
+"""Of a step's forward and backward pass. On a GPU a small net takes about as long as its operations
+take to be started one by one, whatever they compute; fewer is better."""
+
+
+@pytest.mark.parametrize(("case", "name"), MOST_OPERATIONS)
+def test_a_step_starts_no_more_operations_than_it_did(
+    case: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    split, model = CASES[case].split().to("meta"), CASES[case].model().to("meta")
+    run, batch = trainer(model, PENALTIES[name]), split.batch(first_batch(split))
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)  # the same for every penalty
+    run.train_step(batch)  # fills what the engine keeps from step to step
+    with Operations() as operations:
+        run.train_step(batch)
+    assert operations.count <= MOST_OPERATIONS[case, name]
 
 
 FAKE = FakeTensorMode()  # one for all tests: the engine keeps small tensors from step to step
