@@ -95,7 +95,9 @@ def step(name: str, size: int, rounds: int, count: int) -> None:
         relevant.add(keys, torch.rand(len(keys), model.features))
         runs = [
             head_trainer(model, NoPenalty(), FeatureSplit(split, features, no_rows)),
-            head_trainer(model, CDEP("centred", "last"), FeatureSplit(split, features, relevant)),
+            head_trainer(
+                model, CDEP("centred", {"relu": "last"}), FeatureSplit(split, features, relevant)
+            ),
         ]
         times = [[clock(partial(epoch, run)) for run in runs] for _ in range(rounds + 1)][1:]
         bare = [[clock(partial(alone, run)) for run in runs] for _ in range(rounds + 1)][1:]

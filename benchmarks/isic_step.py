@@ -45,7 +45,7 @@ def main() -> None:
     model = frozen_trunk(shape, 2, chosen.model, None, [0.5] * 3, [0.5] * 3)
     runs = {
         "none": trainer(model, NoPenalty()),
-        "CDEP": trainer(model, CDEP("centred", "symmetric")),
+        "CDEP": trainer(model, CDEP("centred", {"relu": "symmetric"})),
         "RRR": trainer(model, RRR()),
         f"EG, {chosen.samples} samples": trainer(model, ExpectedGradients(chosen.samples)),
     }

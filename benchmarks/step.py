@@ -85,7 +85,7 @@ NONE, THREE = "none", "three convolutions"
 CDEP_STEP, PAIR = "CDEP", "CDEP, published form"
 PENALTIES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     NONE: NoPenalty(),
-    CDEP_STEP: CDEP("centred", "symmetric"),  # as the DecoyMNIST experiment is configured
+    CDEP_STEP: CDEP("centred", {"relu": "symmetric"}),  # as the DecoyMNIST experiment is configured
     PAIR: CDEP(),
     "RRR": RRR(),
     "EG, 1 sample": ExpectedGradients(samples=1),

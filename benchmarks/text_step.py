@@ -56,7 +56,7 @@ def measure(width: int, data: list[Batch], budget: float) -> bool:
     vectors = torch.randn(VOCABULARY, width)
     runs = [
         trainer(RecurrentClassifier((0,), 2, vectors), penalty, fused=True)
-        for penalty in (NoPenalty(), CDEP("text"))
+        for penalty in (NoPenalty(), CDEP("pair_true_class"))
     ]
     rounds: list[list[float]] = []
     deadline = time.perf_counter() + budget

@@ -275,7 +275,7 @@ def cdep_centred(relevant: Tensor, annotated: Tensor | None = None) -> Tensor:
     return value
 
 
-def cdep_classwise(relevant: Tensor, annotated: Tensor | None = None) -> Tensor:
+def cdep_eq5(relevant: Tensor, annotated: Tensor | None = None) -> Tensor:
     """Eq. 5 with the neutral target 1/classes: ‖softmax over classes of β − 1/classes‖₁.
 
     Mean over annotated examples, sum over groups and classes.

@@ -16,7 +16,7 @@ from cdep_run.datasets.base import TensorSplit
 from cdep_run.datasets.sentences import Sentences, TextSplit, TokenGroups
 from cdep_run.models.cnn import MnistCNN
 from cdep_run.models.lstm import RecurrentClassifier
-from cdep_run.penalties.cdep import CDEP, FORMS
+from cdep_run.penalties.cdep import CDEP, MEASURES
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.none import NoPenalty
 from cdep_run.penalties.rrr import RRR
@@ -29,10 +29,10 @@ EXAMPLES, BATCH, WORDS = 16, 8, 7
 
 PENALTIES = {
     "none": NoPenalty(),
-    **{f"cdep {form}": CDEP(form) for form in FORMS},
-    "cdep symmetric": CDEP("centred", "symmetric"),
-    **{f"rrr {form}": RRR(form) for form in ("paper", "code")},
-    **{f"eg {form}": ExpectedGradients(2, form) for form in ("paper", "code")},
+    **{f"cdep {form}": CDEP(form) for form in MEASURES},
+    "cdep symmetric": CDEP("centred", {"relu": "symmetric"}),
+    **{f"rrr {form}": RRR(form) for form in ("paper", "published")},
+    **{f"eg {form}": ExpectedGradients(2, form) for form in ("paper", "published")},
 }
 
 
@@ -102,9 +102,7 @@ CASES = {
     "mlp": Case(lambda: images(1, 28, lambda: own_masks(28)), mlp),
     "lstm": Case(sentences, lambda: recurrent("lstm")),
     "gru": Case(sentences, lambda: recurrent("gru")),
-    "resnet18": Case(
-        lambda: images(3, 64, lambda: own_masks(64)), lambda: resnet18(num_classes=2)
-    ),
+    "resnet18": Case(lambda: images(3, 64, lambda: own_masks(64)), lambda: resnet18(num_classes=2)),
     "transformer": Case(lambda: images(3, 32, lambda: own_masks(32)), transformer),
 }
 

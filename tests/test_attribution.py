@@ -66,7 +66,7 @@ def close(actual, expected) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("penalty", [RRR(), RRR("code"), ExpectedGradients(2)])
+@pytest.mark.parametrize("penalty", [RRR(), RRR("published"), ExpectedGradients(2)])
 def test_penalties_and_their_gradients_are_the_same_with_boxes(name, penalty, batch):
     model = MODELS[name]()
     model(batch.inputs)

@@ -15,6 +15,7 @@ from cdep_run.config.compare import refuse_changes
 from cdep_run.config.schemas import check, config_dir
 from cdep_run.errors import ConfigError
 from cdep_run.training.build import build, build_optimizer, plain
+from cdep_run.variants import FORMS, VARIANTS, help_text
 from running import composed
 
 
@@ -77,10 +78,35 @@ def test_a_wrong_type_fails_at_composition(override: str) -> None:
         composed(override)
 
 
+def test_each_variant_of_cd_is_a_setting_named_in_help_and_configuration() -> None:
+    text = (config_dir() / "penalty" / "cdep.yaml").read_text()
+    for rule, variants in VARIANTS.items():
+        for name in variants:
+            assert name in text
+            config = composed("penalty=cdep", f"penalty.rules.{rule}={name}")
+            assert build(plain(config)["penalty"]).rules[rule] == name
+        assert f"penalty.rules.{rule}" in help_text()
+        with pytest.raises(ConfigCompositionException) as error:
+            composed("penalty=cdep", f"penalty.rules.{rule}=none_such")
+        assert all(name in str(error.value.__cause__) for name in variants)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_are_those_of_the_classes(form: str) -> None:
+    for name in FORMS[form]:
+        assert build(plain(composed(f"penalty={form}", f"penalty.form={name}"))["penalty"])
+
+
+def test_advice_of_a_data_set_that_no_penalty_knows_is_refused() -> None:
+    config = plain(composed("+dataset.penalties.cdep.relu=last"))
+    with pytest.raises(ConfigError, match=r"penalties\.cdep\.relu: .*it has .*rules"):
+        check(config)
+
+
 def test_a_wrong_form_is_answered_with_the_forms_there_are() -> None:
     with pytest.raises(ConfigCompositionException) as error:
         composed("penalty=cdep", "penalty.form=par")
-    assert "[pair, centred, classwise, text]" in str(error.value.__cause__)
+    assert "[pair, centred, eq5, pair_true_class]" in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize("group", ["dataset", "penalty", "model", "optimizer"])

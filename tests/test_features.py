@@ -73,7 +73,9 @@ def test_logits_and_parts_from_the_cache_are_those_of_the_whole_net(folder, relu
     assert not parts.relevant[~kept.groups.annotated].any()
 
 
-@pytest.mark.parametrize("penalty", [NoPenalty(), CDEP("pair"), CDEP("centred", "symmetric")])
+@pytest.mark.parametrize(
+    "penalty", [NoPenalty(), CDEP("pair"), CDEP("centred", {"relu": "symmetric"})]
+)
 def test_loss_and_gradients_from_the_cache_are_those_of_the_whole_net_with_dropout(folder, penalty):
     bunch, model = bunch_of(folder), net()
     cached = from_cache(bunch, model, getattr(penalty, "rules", None))
@@ -314,7 +316,7 @@ def test_a_batch_without_stickers_has_no_penalty_under_rrr(folder):
     assert value == 0
 
 
-@pytest.mark.parametrize("penalty", ["eg", "rrr penalty.form=code"])
+@pytest.mark.parametrize("penalty", ["eg", "rrr penalty.form=published"])
 def test_penalties_on_all_pixels_train_on_images(folder, penalty):
     result = run(folder, *f"penalty={penalty}".split(), "training.epochs=1")
     assert result["metrics"]["train"]["penalty"] > 0

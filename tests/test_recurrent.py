@@ -332,13 +332,13 @@ def test_biases_are_shared_where_parts_are_mixed():
 
 
 def test_the_published_placement_of_biases():
-    """At start ≤ t < stop instead of start ≤ t ≤ stop; words are relevant up to `stop`."""
+    """At the first position of the group alone; words are relevant at all of them."""
     net, mask = nn.LSTM(3, 4), torch.zeros(3, 5, dtype=torch.bool)
     mask[:, 1:4] = True
     model = States(net, packed=False)
-    found = decompose(model, X, mask[..., None], LENGTHS, rules={"recurrent_bias": "before_last"})
+    found = decompose(model, X, mask[..., None], LENGTHS, rules={"recurrent_bias": "first"})
     weights = (net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0)
-    with_bias = [False, True, True, False, False]
+    with_bias = [False, True, False, False, False]
     for n in range(3):
         rel = X[n] * mask[n, :, None]
         expected = reference.lstm_direction(weights, rel, X[n] - rel, with_bias)[0]

@@ -79,7 +79,7 @@ def grid(folder: Path) -> None:
     "said",
     [
         ("dataset=decoy_mnist", "penalty=rrr", "penalty.strength=0.125", "seed=3"),
-        ("penalty.form=pair", "penalty.relu=asymmetric", "training.patience=2"),
+        ("penalty.form=pair", "penalty.rules.relu=asymmetric", "training.patience=2"),
         ("dataset=color_mnist", "optimizer=sgd", "model=torchvision", "model.name=resnet18"),
         ("penalty=none", "dataset.train_size=300", "training.restore_best=true", "threads=1"),
         ("dataset=isic", "model=efficientnet_lite0", "penalty.strength=1", "model.weights=null"),

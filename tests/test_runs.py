@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cdep_run.config.older import up_to_date
 from cdep_run.results.runs import load_runs
 from made_records import make_record
 
@@ -31,6 +32,23 @@ def test_one_row_a_run_with_settings_metrics_and_cell(tmp_path: Path) -> None:
     assert a["config"]["penalty"]["strength"] == 10 and a["history"] is None
     assert runs.groupby("cell").size().tolist().count(2) == 1 and runs["cell"].nunique() == 3
     assert runs["curve"].nunique() == 2
+
+
+def test_settings_of_older_records_are_read_under_todays_names(tmp_path: Path) -> None:
+    old = {"name": "cdep", "strength": 1.0, "form": "classwise", "relu": "last",
+           "recurrent_bias": "inside", "detach_vectors": True}  # fmt: skip
+    config = {"dataset": {"name": "decoy"}, "penalty": old, "training": {}, "seed": 0}
+    make_record(tmp_path / "cdep.json", 0.5, record={"config": config})
+    rrr = {"name": "rrr", "strength": 1.0, "form": "code"}
+    make_record(tmp_path / "rrr.json", 0.5, record={"config": config | {"penalty": rrr}})
+    runs = load_runs(tmp_path).set_index("penalty")
+    assert (runs.loc["cdep", "form"], runs.loc["cdep", "relu"]) == ("eq5", "last")
+    assert runs.loc["cdep", "settings"]["penalty.rules.embedding"] == "detached"
+    assert runs.loc["rrr", "form"] == "published"
+    now = runs.loc["cdep", "config"]
+    assert up_to_date(now) == now and now["penalty"].keys().isdisjoint(
+        old.keys() - {"name", "strength", "form"}
+    )
 
 
 def test_at_strength_0_every_penalty_is_none_and_threads_do_not_count(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import reference
 from cdep_run.attribution import features, input_gradients
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets import sst, treebank
@@ -16,6 +17,8 @@ from cdep_run.models.lstm import RecurrentClassifier
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.eg import ExpectedGradients
 from cdep_run.penalties.rrr import RRR
+from cdep_run.training.build import build, plain
+from running import composed
 
 DATA = Path(os.environ.get("CDEP_RUN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -163,9 +166,10 @@ def test_padding_changes_nothing(cell: str, bidirectional: bool) -> None:
     net = model(cell, bidirectional, 2)
     short = net(tokens[:1, :3])
     torch.testing.assert_close(net(tokens)[:1], short)
-    together = CDEP("text")(net, Batch(tokens, torch.tensor([0, 1]), Groups(mask)))[1]
+    penalty = CDEP("pair_true_class")
+    together = penalty(net, Batch(tokens, torch.tensor([0, 1]), Groups(mask)))[1]
     alone = [
-        CDEP("text")(net, Batch(tokens[[i], :n], torch.tensor([i]), Groups(mask[[i], :, :n])))
+        penalty(net, Batch(tokens[[i], :n], torch.tensor([i]), Groups(mask[[i], :, :n])))
         for i, n in ((0, 3), (1, 5))
     ]  # fmt: skip
     torch.testing.assert_close(together, (alone[0][1] + alone[1][1]) / 2)
@@ -183,8 +187,8 @@ def test_reading_after_the_padding_depends_on_it() -> None:
 def test_a_penalty_with_vectors_detached_trains_all_else() -> None:
     tokens, mask = torch.tensor([[3, 4, 5]]), torch.tensor([[[True, False, False]]])
     batch, net = Batch(tokens, torch.tensor([1]), Groups(mask)), model()
-    logits, value = CDEP("text", detach_vectors=True)(net, batch)
-    expected, same = CDEP("text")(net, batch)
+    logits, value = CDEP("pair_true_class", {"embedding": "detached"})(net, batch)
+    expected, same = CDEP("pair_true_class")(net, batch)
     torch.testing.assert_close(value, same)
     torch.testing.assert_close(logits, expected)
     value.backward()
@@ -193,15 +197,27 @@ def test_a_penalty_with_vectors_detached_trains_all_else() -> None:
     assert net.embedding.weight.grad[3].any()
 
 
-def test_biases_before_the_last_word_of_a_group_alone_are_a_setting_of_cdep() -> None:
-    batch = Batch(
-        torch.tensor([[3, 4]]), torch.tensor([1]), Groups(torch.tensor([[[True, False]]]))
-    )
-    net = model()
-    usual, published = (
-        CDEP("text", recurrent_bias=b)(net, batch)[1] for b in ("inside", "before_last")
-    )
-    assert usual != published
+@pytest.mark.parametrize("hidden", [3, 8])
+def test_the_preset_of_the_published_code_equals_its_penalty(hidden: int) -> None:
+    """Value and gradients, where the word is first, inside, before the padding, and last of all."""
+    torch.manual_seed(0)
+    net = RecurrentClassifier((5,), 2, torch.randn(9, 4), hidden, read="padding").double()
+    tokens = torch.tensor([[3, 4, 5, 6, 7], [6, 7, 8, 2, 1], [1, 2, 3, 0, 0], [1, 2, 5, 6, 3]])
+    word, labels = torch.tensor([0, 2, 2, 4]), torch.tensor([0, 1, 1, 0])
+    mask = torch.arange(5) == word[:, None]
+    config = plain(composed("dataset=tiny_text", "penalty=cdep_published"))["penalty"]
+    logits, value = build(config)(net, Batch(tokens, labels, Groups(mask[:, None])))
+    torch.testing.assert_close(logits, net(tokens))
+    expected = reference.published_text_penalty(net, tokens, word, labels)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    weights = [*net.recurrent.parameters(), net.output.weight]
+    for mine, wanted in zip(
+        torch.autograd.grad(value, weights),
+        torch.autograd.grad(expected, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
+    assert net.output.bias is not None
 
 
 def test_gradients_of_tokens_are_those_of_their_vectors() -> None:
@@ -216,7 +232,9 @@ def test_gradients_of_tokens_are_those_of_their_vectors() -> None:
     torch.testing.assert_close(gradient[1, 2, 3], change, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("penalty", [RRR(), RRR("code"), ExpectedGradients(2), CDEP("text")])
+@pytest.mark.parametrize(
+    "penalty", [RRR(), RRR("published"), ExpectedGradients(2), CDEP("pair_true_class")]
+)
 def test_penalties_train_recurrent_weights_and_embedding(penalty) -> None:
     tokens, net = torch.tensor([[3, 4, 5], [6, 7, 8]]), model()
     mask = torch.tensor([[[True, False, False]], [[False, False, True]]])

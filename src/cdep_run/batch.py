@@ -47,7 +47,6 @@ class Groups:
         boxes: for each group the boxes that hold every True of the mask, for every example of the
             batch. They are plain integers known on the host, so that the engine can work inside
             them without asking the device. None: unknown, the engine works on the whole input.
-        targets: float `[G]`, the wanted share of each group in [0, 1]. None: 0, must not matter.
         annotated: bool `[N]`, which examples carry knowledge. None: all of them.
         relevant: float `[N, G, *features]`, what each group contributed to the inputs, where these
             are features that a frozen trunk made of images: CD starts from it. None: the inputs are
@@ -57,7 +56,6 @@ class Groups:
 
     mask: Tensor
     boxes: tuple[tuple[Box, ...], ...] | None = None
-    targets: Tensor | None = None
     annotated: Tensor | None = None
     relevant: Tensor | None = None
     projection: Projection | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cdep_run.variants import VARIANTS
+from cdep_run.variants import VARIANTS, check_rules
 
 Rule = Callable[..., Any]
 
@@ -128,9 +128,7 @@ def use_variants(variants: Mapping[str, str]) -> Iterator[None]:
     Raises:
         ValueError: there is no such rule or no such variant.
     """
-    for name, variant in variants.items():
-        if variant not in VARIANTS.get(name, ()):
-            raise ValueError(f"no variant {variant!r} of rule {name!r}; there are {VARIANTS}")
+    check_rules(variants)
     token = _variants.set(variants)
     try:
         yield
@@ -140,4 +138,4 @@ def use_variants(variants: Mapping[str, str]) -> Iterator[None]:
 
 def variant(name: str) -> str:
     """The variant of rule `name` in force; without a choice the first one of `VARIANTS`."""
-    return (_variants.get() or {}).get(name, VARIANTS[name][0])
+    return (_variants.get() or {}).get(name) or next(iter(VARIANTS[name]))

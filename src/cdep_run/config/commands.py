@@ -17,7 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from cdep_run.config.compare import deciding_settings
 from cdep_run.config.schemas import config_dir, register_schemas
 
-TITLES = {"none": "none", "cdep": "CDEP", "rrr": "RRR", "eg": "EG"}
+TITLES = {
+    "none": "none",
+    "cdep": "CDEP",
+    "cdep_published": "CDEP as published",
+    "rrr": "RRR",
+    "rrr_published": "RRR as published",
+    "eg": "EG",
+    "eg_published": "EG as published",
+}
 """The penalties as papers write them, in the order of tables; others bear their own name."""
 
 
@@ -90,8 +98,9 @@ def label(said: Mapping[str, str], config: dict[str, Any]) -> str:
     penalty = config["penalty"] if said["penalty"] != "none" else {}
     words = [TITLES.get(said["penalty"], said["penalty"])]
     if said["penalty"] == "cdep" or "penalty.form" in said:
-        words += [penalty[key] for key in ("form", "relu") if key in penalty]
-    named = ("penalty.form", "penalty.relu")
+        words += [penalty["form"]] if "form" in penalty else []
+        words += [penalty["rules"]["relu"]] if "rules" in penalty else []
+    named = ("penalty.form", "penalty.rules.relu")
     return ", ".join([*words, *(text for text in special(said) if not text.startswith(named))])
 
 

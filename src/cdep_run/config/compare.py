@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from cdep_run.config.older import up_to_date
 from cdep_run.errors import ConfigError
 
 FREE_ON_RESUME = re.compile(
@@ -20,7 +21,7 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
     Raises:
         ConfigError: names each differing key with its old and its new value.
     """
-    before, after = flatten(old), flatten(new)
+    before, after = flatten(up_to_date(old)), flatten(new)
     differing = [
         f"{key}: {before.get(key)} → {after.get(key)}"
         for key in sorted(before.keys() | after.keys())

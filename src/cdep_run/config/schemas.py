@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, make_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from cdep_run.config.overrides import sweep_folder
 from cdep_run.errors import ConfigError
+from cdep_run.variants import FORMS, VARIANTS, help_text
 
 # Values and their explanation stand in the YAML files; here are the types alone.
 
@@ -250,67 +252,30 @@ class Penalty:
     strength: float = MISSING
 
 
-class CDForm(Enum):
-    """How CDEP measures a group's contribution."""
-
-    pair = "pair"
-    centred = "centred"
-    classwise = "classwise"
-    text = "text"
+def choice(name: str, choices: Iterable[str]) -> Any:
+    """Make the type of a setting that is one of `choices`."""
+    return Enum(name, {value: value for value in choices})  # type: ignore[misc]
 
 
-class ReLURule(Enum):
-    """CD's rule for ReLU."""
-
-    asymmetric = "asymmetric"
-    symmetric = "symmetric"
-    last = "last"
-
-
-class RecurrentBias(Enum):
-    """Where the biases of a recurrent net belong to the group."""
-
-    inside = "inside"
-    before_last = "before_last"
+def options(name: str, base: type = Penalty, /, **types: Any) -> type:
+    """Make the schema of a penalty: the fields of `base`, and one of each name and type."""
+    return make_dataclass(
+        name, [(key, kind, MISSING) for key, kind in types.items()], bases=(base,)
+    )
 
 
-class LstmGates(Enum):
-    """Whose is what an LSTM's gate of one part does to the other part's content."""
+RULES = options("Rules", object, **{name: choice(name, VARIANTS[name]) for name in VARIANTS})
+"""`rules` of `cdep_run.penalties.cdep.CDEP`: a variant for each rule of CD."""
 
-    published = "published"
-    shared = "shared"
-
-
-class GradientForm(Enum):
-    """Whose definition of a gradient penalty: its own paper's or the published CDEP code's."""
-
-    paper = "paper"
-    code = "code"
-
-
-@dataclass
-class CDEP(Penalty):
-    """`cdep_run.penalties.cdep.CDEP`."""
-
-    form: CDForm = MISSING
-    relu: ReLURule = MISSING
-    recurrent_bias: RecurrentBias = MISSING
-    lstm_gates: LstmGates = MISSING
-    detach_vectors: bool = MISSING
-
-
-@dataclass
-class RRR(Penalty):
-    """`cdep_run.penalties.rrr.RRR`."""
-
-    form: GradientForm = MISSING
-
-
-@dataclass
-class EG(RRR):
-    """`cdep_run.penalties.eg.ExpectedGradients`."""
-
-    samples: int = MISSING
+CDEP = options(
+    "CDEP",
+    form=choice("CDEPForm", FORMS["cdep"]),
+    rules=RULES,
+    next_positions=int,
+    output_bias=bool,
+)
+RRR = options("RRR", form=choice("RRRForm", FORMS["rrr"]))
+EG = options("EG", form=choice("EGForm", FORMS["eg"]), samples=int)
 
 
 @dataclass
@@ -548,6 +513,7 @@ def register_schemas() -> None:
         store.store(name=name, node=node, provider="cdep-run")
     store.store("submitit_local", SubmititLocal, group="hydra/launcher", provider="cdep-run")
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("penalty_choices", help_text, replace=True)
 
 
 def config_dir() -> Path:
@@ -567,6 +533,7 @@ def check(config: dict[str, Any]) -> None:
     for name in training.keys() - {f.name for f in fields(Training)}:
         known = ", ".join(f.name for f in fields(Training))
         raise ConfigError(f"there is no setting training.{name}; there are {known}")
+    check_advice(config["dataset"].get("penalties") or {})
     rules = [
         ("penalty.strength", config["penalty"]["strength"], 0, "0 or more (λ; 0 switches it off)"),
         ("optimizer.lr", config["optimizer"]["lr"], 0, "0 or more"),
@@ -590,3 +557,23 @@ def check(config: dict[str, Any]) -> None:
             raise ConfigError(f"training.{name} is {training[name]}; accepted: 0 or more, below 1")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
         raise ConfigError(f"device is {config['device']!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+
+
+def check_advice(penalties: dict[str, dict[str, Any]]) -> None:
+    """Refuse `dataset.penalties` that name an option which the penalty does not have.
+
+    Args:
+        penalties: the default options of each penalty on this data set.
+
+    Raises:
+        ConfigError: names the option and those there are.
+    """
+    for name, advice in penalties.items():
+        schema = SCHEMAS.get(f"schema_{name.removesuffix('_published')}")
+        known = [field.name for field in fields(schema)] if schema else list(advice)
+        for key in advice:
+            if key not in known:
+                raise ConfigError(
+                    f"dataset.penalties.{name}.{key}: penalty {name} has no option {key}; it has "
+                    f"{', '.join(known)}"
+                )

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import expected_gradients, features, logits_of, statistics_at_rest
 from cdep_run.batch import Batch, covering
-from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated, option
+from cdep_run.variants import FORMS
 
 
 class ExpectedGradients:
@@ -18,8 +19,8 @@ class ExpectedGradients:
 
     Args:
         samples: references for each example and step.
-        form: "paper" as above (fresh references every step, as EG's authors train); "code", the
-            published CDEP code's variant: |·| is taken for each sample before they are averaged.
+        form: "paper", as above (fresh references every step, as EG's authors train); "published",
+            the CDEP code's variant: |·| is taken for each sample before they are averaged.
 
     Raises:
         PenaltyError: the form is unknown, or `samples` is below 1.
@@ -30,9 +31,7 @@ class ExpectedGradients:
     def __init__(self, samples: int = 1, form: str = "paper"):
         if samples < 1:
             raise PenaltyError(f"penalty.samples is {samples}; it must be at least 1")
-        if form not in ("paper", "code"):
-            raise PenaltyError(f"penalty.form is {form!r}; choose one of paper, code")
-        self.samples, self.form = samples, form
+        self.samples, self.form = samples, option("penalty.form", form, FORMS["eg"])
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in units of probability, λ not applied."""
@@ -46,7 +45,7 @@ class ExpectedGradients:
             arguments = (function, inputs, batch.labels, inputs[index], alpha.to(inputs.dtype))
             own = () if groups.projection is None else (groups.attribution,)
             samples = expected_gradients(*arguments, *own)
-        size = samples.abs().mean(0) if self.form == "code" else samples.mean(0).abs()
+        size = samples.abs().mean(0) if self.form == "published" else samples.mean(0).abs()
         if groups.projection is None:  # masked last: once for all samples
             size = size.unsqueeze(1) * covering(groups.mask, size)
         return logits, mean_annotated(size.flatten(1).sum(1), groups)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import features, input_gradients, logits_of
 from cdep_run.batch import Batch
-from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated, option
+from cdep_run.variants import FORMS
 
 
 class RRR:
@@ -19,10 +20,10 @@ class RRR:
     Of a group that is a linear map P of the inputs: ‖Pᵀ ∂/∂x Σ_c log p_c‖².
 
     Args:
-        form: "paper" as above, of the annotated examples alone where the others are features of a
-            frozen trunk; "code", the published CDEP code's variant: the gradient of the
-            batch-mean negative log-likelihood, summed over channels before it is squared, and
-            summed over examples. Its value shrinks as 1/N.
+        form: "paper", as above; where the inputs are features of a frozen trunk it is taken from
+            the images of the annotated examples. "published", the CDEP code's variant: the gradient
+            of the batch-mean negative log-likelihood, summed over channels before it is squared,
+            and summed over examples. Its value shrinks as 1/N.
 
     Raises:
         PenaltyError: the form is unknown.
@@ -31,9 +32,7 @@ class RRR:
     needs_groups = True
 
     def __init__(self, form: str = "paper"):
-        if form not in ("paper", "code"):
-            raise PenaltyError(f"penalty.form is {form!r}; choose one of paper, code")
-        self.form = form
+        self.form = option("penalty.form", form, FORMS["rrr"])
         self.works_on_features = form == "paper"  # the other one's value shrinks with the batch
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -47,16 +46,16 @@ class RRR:
                 return F.log_softmax(logits, 1).sum()
             return F.cross_entropy(logits, batch.labels)
 
-        if self.form == "code" and groups.projection is not None:
+        if self.form == "published" and groups.projection is not None:
             raise PenaltyError(
-                "penalty.form=code sums the gradient over an image's channels before the group is "
-                f"looked at, and so knows no {groups.projection.name}; choose form=paper"
+                "penalty.form=published sums the gradient over an image's channels before the "
+                f"group is looked at, and so knows no {groups.projection.name}; choose form=paper"
             )
         function, inputs = features(model, batch.inputs, groups.boxes)
         logits, gradient = input_gradients(function, inputs, score)
-        if self.form == "code":  # over an image's channels, over the entries of a word's vector
+        if self.form == "published":  # over channels, or a word vector's entries
             gradient = gradient.sum(1 if inputs is batch.inputs else -1, keepdim=True)
         squared = groups.sensitivity(gradient).sum(1)
-        if self.form == "code":
+        if self.form == "published":
             return logits, mean_annotated(squared, groups) * len(squared)
         return logits, mean_annotated(squared, groups)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdep_run.config.older import up_to_date
 from cdep_run.config.schemas import config_dir
 from cdep_run.files import read_json, write_atomic, write_json
 
@@ -37,8 +38,9 @@ def write_status(
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None: a run without one did not finish."""
-    return read_json(folder / RESULT)
+    """The result of a finished run, its settings under today's names; None: it did not finish."""
+    result = read_json(folder / RESULT)
+    return result and result | {"config": up_to_date(result["config"])}
 
 
 def selection_metric(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from cdep_run.config.commands import defaults
 from cdep_run.config.compare import deciding_settings
+from cdep_run.config.older import up_to_date
 from cdep_run.results.record import RESULT, STATUS, selection_metric
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def records(folders: list[Path], problems: list[str]) -> Iterator[tuple[Path, di
                 problems.append(f"{file}: damaged and left out ({error})")
                 continue
             if isinstance(record, dict) and {"config", "metrics"} <= record.keys():
-                yield file, record
+                yield file, record | {"config": up_to_date(record["config"])}
             elif file.name == RESULT:
                 problems.append(f"{file}: left out, as it holds no config or no metrics")
     for word, places in unfinished.items():
@@ -135,7 +136,7 @@ def row(file: Path, record: dict[str, Any], problems: list[str]) -> dict[str, An
         "penalty": kept["penalty.name"],
         "strength": float(kept["penalty.strength"]),
         "form": kept.get("penalty.form", ""),
-        "relu": kept.get("penalty.relu", ""),
+        "relu": kept.get("penalty.rules.relu", ""),
         "seed": int(config["seed"]),
         "epochs": int(record["epochs"]),
         "quick": config["dataset"].get("train_size") is not None,

@@ -9,8 +9,8 @@ inside by σ = Σ|β| / Σ(|β| + |γ|) over the features of the call's input th
 of a linear layer; a vector of zeros says nothing, and its σ is 0. All layers of one call use the σ
 of its input: a position is inside the group or it is not, at every height. So an empty group stays
 0, and a group of all positions leaves nothing irrelevant but an initial state that was given.
-Variant "before_last" of rule "recurrent_bias": the last of neighbouring positions of a group gets
-no biases, as in the published CDEP code (quirk 4 of the protocol).
+Variant "first" of rule "recurrent_bias": of neighbouring positions of a group the first alone gets
+the biases, as in the published CDEP code, whose groups are a word and the next one.
 
 In an LSTM the published rule leaves what a gate of one part does to another part's content to the
 irrelevant part, and does not decompose the output gate. A net under CDEP can so go on listening to
@@ -124,8 +124,8 @@ def recurrent(func, x, *args):
             x, lengths = torch._pad_packed_sequence(x, args[0], False, 0.0, len(args[0]))
         total, rel = parts_of(x.transpose(0, 1) if batch_first else x, groups)
         inside = positions_inside(total, rel)
-        if variant("recurrent_bias") == "before_last":
-            inside = inside * F.pad(inside[1:], (0, 0, 0, 0, 0, 1))
+        if variant("recurrent_bias") == "first":
+            inside = inside * (1 - F.pad(inside[:-1], (0, 0, 0, 0, 1, 0)))
         start = [part for t in states for part in parts_of(t.to(total.dtype), groups)]
         ends = []
         for depth, layer in enumerate(weights):

@@ -1,0 +1,62 @@
+"""Counterfactual consistency: the output must not change when the group does.
+
+Source: Garg et al., "Counterfactual Fairness in Text Classification through Robustness", AIES 2019
+(counterfactual logit pairing); the divergence form follows Zhang et al., ICML 2019 (TRADES).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdep_run.attribution import features, logits_of
+from cdep_run.batch import Batch
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+from cdep_run.penalties.counterfactual import changed, check_change, outputs_alike
+
+
+def logit_difference(logits: Tensor, other: Tensor) -> Tensor:
+    """‖d − mean_k d‖², d = z − z̃: squared logits, a constant over the classes left out; `[N]`."""
+    difference = logits - other
+    return (difference - difference.mean(1, keepdim=True)).square().sum(1)
+
+
+def divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """KL(p ‖ p̃) of the class probabilities of z and z̃, in nats; `[N]`."""
+    p, q = F.log_softmax(logits, 1), F.log_softmax(other, 1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+FORMS = {"logits": logit_difference, "divergence": divergence}
+
+
+class Consistency:
+    """Difference between the outputs of x and of x with one group changed.
+
+    Summed over groups, mean over annotated examples. Dropout drops the same units in both.
+
+    Args:
+        form: "logits" or "divergence", the functions of this module.
+        change: "exchange", the group's features are those of another example of the batch, drawn
+            anew each step; "remove", they are 0.
+
+    Raises:
+        PenaltyError: `form` or `change` is unknown.
+    """
+
+    needs_groups = True
+
+    def __init__(self, form: str = "logits", change: str = "exchange"):
+        if form not in FORMS:
+            raise PenaltyError(f"penalty.form is {form!r}; choose one of {', '.join(FORMS)}")
+        self.form, self.change = form, check_change(change)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[N, C]` and the penalty, a scalar (unit: see the form), λ not applied."""
+        groups = groups_of(batch, self)
+        function, inputs = features(model, batch.inputs)
+        others = changed(groups, inputs, self.change)
+        logits, changed_logits = outputs_alike(model, function, inputs, others)
+        logits = logits_of(logits)
+        values = [FORMS[self.form](logits, logits_of(z)) for z in changed_logits]
+        return logits, mean_annotated(sum(values, logits.new_zeros(len(logits))), groups)
