@@ -40,7 +40,7 @@ table1: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite0,evidence]'
 	$(BIN)/cdep-run -m +sweep=table1 'hydra.sweeper.reuse=[]' $(if $(DATA),data_dir=$(DATA)) $(ARGS)
 	$(BIN)/python -m cdep_run.results.folds outputs/sweeps/table1 --out outputs/table1
-	$(BIN)/python -m cdep_run.evidence outputs/sweeps/table1 --out outputs/table1 $(if $(AVOID),--avoid $(AVOID))
+	$(BIN)/cdep-run evidence outputs/sweeps/table1 --out outputs/table1 $(if $(AVOID),--avoid $(AVOID))
 
 # make test-gpu, make bench-gpu: on a CUDA device (docs/gpu.md). GPU_PYTHON=python3: with the
 # packages of that Python, for machines without a network.

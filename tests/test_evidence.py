@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,16 @@ from PIL import Image
 
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import ConfigError
-from cdep_run.evidence import main, write
-from cdep_run.evidence.measure import Found, Options, paste, scale, spread, with_and_without
-from cdep_run.evidence.summary import ROWS, markdown, summarise
+from cdep_run.evidence import kind_of, main, write
+from cdep_run.evidence.images import paste, scale, with_and_without
+from cdep_run.evidence.measure import Found, Options, spread
+from cdep_run.evidence.summary import markdown, summarise
+from cdep_run.results.load import load
 from running import run
 from tiny_data import MEAN, STD, tiny_spots
 
+OF_IMAGES = {"area", "cd_share", "gradcam", "gradient", "painted_over", "painted_changed",
+             "pasted", "pasted_relative", "cutout", "cutout_changed"}  # fmt: skip
 LEARNT = ("dataset=tiny_spots", "training.epochs=12", "training.resamples=0", "optimizer.lr=0.03")
 
 
@@ -35,11 +41,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_penalised_net_looks_less_at_the_patch_by_every_judge(runs: Path, tmp_path: Path) -> None:
     report = write([runs], tmp_path, Options(resamples=50, examples=2))
     none, cdep = report["settings"].values()
-    assert none["runs"] == 1 and set(none["measures"]) == set(ROWS) and not report["left_out"]
+    assert none["runs"] == 1 and set(none["measures"]) == OF_IMAGES and not report["left_out"]
     assert none["measures"]["area"]["mean"] == pytest.approx(25 / 256)
     assert none["measures"]["painted_over"]["mean"] > 2  # the patch says "not bright"
     assert none["measures"]["pasted"]["mean"] < -0.5 and none["measures"]["pasted"]["images"] == 12
-    for measure in ("cd_share", "gradcam", "gradient", "painted_over", "pasted"):
+    for measure in ("cd_share", "gradcam", "gradient", "painted_over", "pasted", "cutout"):
         assert cdep["measures"][measure]["ratio"] < 0.7, measure
     rows = pd.read_csv(tmp_path / "evidence.csv")
     assert rows["id"].nunique() == 6 + 12  # patched ones, and those of class 1
@@ -47,6 +53,10 @@ def test_a_penalised_net_looks_less_at_the_patch_by_every_judge(runs: Path, tmp_
     assert by_hand["none"] == pytest.approx(none["measures"]["pasted"]["mean"])
     assert json.loads((tmp_path / "evidence.json").read_text()) == report
     assert Image.open(tmp_path / "evidence.png").size[0] > 400
+    assert report["verdict"].startswith("Pasting the feature changes ")
+    assert report["verdict"].count(" of predictions under ") == 2
+    page = (tmp_path / "evidence.html").read_text()
+    assert report["verdict"] in html.unescape(page) and "Content-Security-Policy" in page
     text = (tmp_path / "evidence.md").read_text()
     assert text == markdown(report) and "| ratio to the first |" in text
 
@@ -55,7 +65,8 @@ def test_grey_images_and_other_tasks_have_the_measures_that_make_sense(tmp_path:
     run(tmp_path / "run", "penalty=none", "training.epochs=1")
     report = write([tmp_path], tmp_path / "out", Options(resamples=5, limit=4, examples=0))
     (found,) = report["settings"].values()
-    assert found["measures"].keys() == {"area", "cd_share", "gradient", "painted_over"}
+    assert found["measures"].keys() == {
+        "area", "cd_share", "gradient", "painted_over", "painted_changed"}  # fmt: skip
     assert found["measures"]["area"]["images"] == 4
     assert "yields maps" in report["left_out"]["gradcam"]  # a net without convolutions
     assert "no class to be found" in report["left_out"]["pasted"]
@@ -123,7 +134,7 @@ def test_a_brighter_pixel_becomes_an_input_in_the_data_s_own_scale() -> None:
     [
         (["nowhere"], "no finished run below nowhere"),
         (["{runs}", "--split", "tset"], "--split is tset; tiny_spots has train, val, test"),
-        (["{runs}", "--split", "test_patch_free"], "no image of split test_patch_free has a patch"),
+        (["{runs}", "--split", "test_patch_free"], "no image of split test_patch_free has a mask"),
         (["{runs}", "--limit", "0"], "--limit is 0; accepted: 1 or more"),
         (["{runs}", "--avoid", "{out}"], "there is no test_0_1.png"),
     ],
@@ -142,7 +153,17 @@ def test_bad_input_is_one_line(
     assert message in str(stopped.value) and "\n" not in str(stopped.value)
 
 
-def test_text_is_refused(tmp_path: Path) -> None:
-    run(tmp_path / "run", "dataset=tiny_text", "penalty=none", "training.epochs=1")
-    with pytest.raises(ConfigError, match="the examples of tiny_text are no images"):
-        write([tmp_path], tmp_path / "out", Options())
+def test_texts_are_judged_by_their_words(tmp_path: Path) -> None:
+    run(tmp_path / "run", "dataset=tiny_text", "penalty=none", "training.epochs=4")
+    report = write([tmp_path], tmp_path / "out", Options(resamples=5, split="train"))
+    (found,) = report["settings"].values()
+    assert {"omission", "word_gradient", "word_cd"} <= found["measures"].keys()
+    assert found["measures"]["omission"]["mean"] > 1  # the word gives the class away
+
+
+def test_data_that_name_no_feature_are_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", "dataset=tiny_spots", "penalty=none", "training.epochs=1",
+        "training.resamples=0")  # fmt: skip
+    _, bunch = load(tmp_path / "run")
+    with pytest.raises(ConfigError, match="no images, no texts and no table"):
+        kind_of(replace(bunch, display=None), None)

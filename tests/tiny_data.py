@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets.annotation import SampledPixels
 from cdep_run.datasets.base import Bunch, TensorSplit, fingerprint
+from cdep_run.datasets.sentences import TokenGroups
 
 SIZE, CLASSES = 6, 3
 
@@ -106,7 +107,7 @@ def tiny_text(seed: int, count: int) -> Bunch:
         last = torch.randint(1, 5, (size,), generator=generator)[:, None]
         place = torch.arange(5)
         tokens = torch.where(place == last, 2 + labels[:, None], tokens * (place < last))
-        splits[name] = TensorSplit(tokens, labels)
+        splits[name] = TensorSplit(tokens, labels, TokenGroups(place == last))
     vectors = torch.randn(len(VOCABULARY), 3, generator=generator)
     data = ("tiny_text", splits, 2, (5,), "val", fingerprint(splits))
     return Bunch(*data, vectors=vectors, vocabulary=VOCABULARY)

@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 VERBS = {
     "check": "cdep_run.check:main",
+    "evidence": "cdep_run.evidence:main",
     "report": "cdep_run.report:main",
     "resume": "cdep_run.sweeps.resume:resume",
     "status": "cdep_run.sweeps.resume:status",

@@ -119,20 +119,8 @@ def _evidence(
 ) -> ColumnEvidence:
     logits = _logits(model, inputs)
     says = logits.argmax(1)
-    generator = torch.Generator().manual_seed(seed)
-    exchanged = []
-    for _ in range(EXCHANGES):
-        other = inputs[torch.randperm(len(inputs), generator=generator)]
-        changed = _logits(model, torch.where(mask, other, inputs)).argmax(1) != says
-        exchanged.append(changed.float().mean().item())
-    moved = torch.zeros(len(inputs), dtype=torch.bool)
-    places = _places(columns)
-    own = [(c, at) for c, at in zip(columns, places, strict=True) if mask[at].any()]
-    for column, at in own:
-        for value in _settings(column, train[:, at]):
-            changed_inputs = inputs.clone()
-            changed_inputs[:, at] = value
-            moved |= _logits(model, changed_inputs).argmax(1) != says
+    exchanged, moved = row_changes(model, mask, columns, inputs, train, seed)
+    own = [(c, at) for c, at in zip(columns, _places(columns), strict=True) if mask[at].any()]
     first, at = own[0]
     values, value_names = _values(first, inputs[:, at], train[:, at])
     train_values, _ = _values(first, train[:, at], train[:, at])
@@ -140,12 +128,48 @@ def _evidence(
     return ColumnEvidence(
         name,
         (says == labels).float().mean().item(),
-        float(np.mean(exchanged)),
-        moved.float().mean().item(),
+        exchanged.mean().item(),
+        moved.mean().item(),
         tells(scores, values, scores, values),
         tells(train[:, ~mask].numpy(), train_values, inputs[:, ~mask].numpy(), values),
         _errors(says.numpy(), labels.numpy(), values, value_names),
     )
+
+
+def row_changes(
+    model: nn.Module,
+    mask: Tensor,
+    columns: Sequence[Column],
+    inputs: Tensor,
+    train: Tensor,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return how often each row's prediction changes with the group's columns, `[N]` each.
+
+    First the share of `EXCHANGES` random exchanges with another row that change it; second 1 where
+    some value that a column is set to changes it, else 0.
+
+    Args:
+        model: in evaluation mode.
+        mask: bool `[D]`, the inputs of the group's columns.
+        columns: all columns, in the order of the inputs.
+        inputs, train: float `[N, D]` and `[M, D]`; the training rows say which values there are.
+        seed: of the exchanges.
+    """
+    says = _logits(model, inputs).argmax(1)
+    generator = torch.Generator().manual_seed(seed)
+    exchanged = torch.zeros(len(inputs))
+    for _ in range(EXCHANGES):
+        other = inputs[torch.randperm(len(inputs), generator=generator)]
+        after = _logits(model, torch.where(mask, other, inputs)).argmax(1)
+        exchanged += (after != says).float() / EXCHANGES
+    moved = torch.zeros(len(inputs), dtype=torch.bool)
+    for column, at in zip(columns, _places(columns), strict=True):
+        for value in _settings(column, train[:, at]) if mask[at].any() else ():
+            changed = inputs.clone()
+            changed[:, at] = value
+            moved |= _logits(model, changed).argmax(1) != says
+    return exchanged, moved.float()
 
 
 @torch.no_grad()

@@ -98,25 +98,57 @@ def cd(model: nn.Module, tokens: Tensor) -> Tensor:
     return group_scores(model, tokens, torch.eye(len(tokens), dtype=torch.bool))
 
 
+def judged_places(split: TensorSplit, count: int) -> list[int]:
+    """Return at most `count` places of sentences that are explained, evenly spread.
+
+    They have at least two words, one of which is marked.
+    """
+    kept = []
+    for index in split.order(BATCH, shuffle=False):
+        batch = split.batch(index)
+        if batch.groups is None:
+            return []
+        marked = batch.groups.mask[:, 0].expand(len(index), -1)
+        long = marked.shape[1] > 1
+        kept += [i for i, there in zip(index.tolist(), marked.any(1).tolist(), strict=True)
+                 if there and long]  # fmt: skip
+    kept.sort()
+    count = min(count, len(kept))
+    return [kept[number * len(kept) // count] for number in range(count)]
+
+
+def relevances(
+    model: nn.Module,
+    split: TensorSplit,
+    places: Sequence[int],
+    judge: Callable[[nn.Module, Tensor], Tensor],
+    padding: int = 0,
+) -> list[float]:
+    """Return |score| of the marked words over the mean |score| of all words, for each sentence.
+
+    Args:
+        model: in evaluation mode.
+        split: of sentences whose first group marks words.
+        places: of the sentences, from `judged_places`.
+        judge: gives each word's score `[T]` from a sentence `[T]`.
+        padding: the token id that fills up short sentences.
+    """
+    ratios = []
+    for place in places:
+        batch = split.batch(torch.tensor([place]))
+        assert batch.groups is not None
+        there = batch.inputs[0] != padding
+        sizes = judge(model, batch.inputs[0][there]).abs()
+        marked = batch.groups.mask[0, 0].expand_as(there)[there]
+        ratios.append(float(sizes[marked].sum() / sizes.mean().clamp_min(1e-12)))
+    return ratios
+
+
 def relevance(
     model: nn.Module, split: TensorSplit, count: int, judge: Callable[[nn.Module, Tensor], Tensor]
 ) -> float:
-    """|score| of the marked word over the mean |score| of the sentence's words, mean over `count`.
-
-    The sentences are spread evenly over those of at least two words.
-    """
-    index = torch.arange(len(split))
-    batch = split.batch(index)
-    assert batch.groups is not None
-    lengths = (batch.inputs != 0).sum(1)
-    index = index[lengths > 1]
-    index = index[torch.arange(min(count, len(index))) * len(index) // min(count, len(index))]
-    ratios = []
-    for i in index.tolist():
-        sizes = judge(model, batch.inputs[i, : lengths[i]]).abs()
-        marked = batch.groups.mask[i, 0, : lengths[i]]
-        ratios.append(float(sizes[marked].sum() / sizes.mean().clamp_min(1e-12)))
-    return statistics.mean(ratios)
+    """Return the mean of `relevances` over at most `count` sentences."""
+    return statistics.mean(relevances(model, split, judged_places(split, count), judge))
 
 
 def measure(model: nn.Module, bunch: Bunch, count: int) -> Reliance:

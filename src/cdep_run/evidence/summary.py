@@ -48,14 +48,16 @@ def summarise(found: Found, order: list[str], options: Options) -> dict[str, dic
             one = {"images": len(own), "mean": mean, "interval": interval}
             if setting != order[0] and order[0] in wide[measure]:
                 pair = wide[measure][[order[0], setting]].dropna().to_numpy().T
-                one["ratio"], one["ratio_interval"] = bootstrap_means(pair, ratio, options)
+                if pair.size and pair[0].mean() != 0:
+                    one["ratio"], one["ratio_interval"] = bootstrap_means(pair, ratio, options)
             summary[setting][measure] = one
     return summary
 
 
 def ratio(first: NDArray[Any], second: NDArray[Any], axis: int = -1) -> NDArray[Any]:
     """Mean of the second over mean of the first."""
-    return second.mean(axis) / first.mean(axis)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of zeros alone
+        return second.mean(axis) / first.mean(axis)
 
 
 def bootstrap_means(
@@ -76,7 +78,8 @@ def bootstrap_means(
         method="percentile",
         rng=np.random.default_rng(options.seed),
     ).confidence_interval
-    return float(statistic(*values, axis=-1)), [float(ends.low), float(ends.high)]
+    found = [float(ends.low), float(ends.high)]
+    return float(statistic(*values, axis=-1)), found if np.isfinite(found).all() else None
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -91,7 +94,7 @@ def markdown(report: dict[str, Any]) -> str:
         shown = [number(c and c["mean"], c and c["interval"]) for c in cells]
         rows.append([title, str(cells[0]["images"]), *shown])
         if measure != "area":
-            shown = [number(c and c["ratio"], c and c["ratio_interval"]) for c in cells[1:]]
+            shown = [number(c and c.get("ratio"), c and c.get("ratio_interval")) for c in cells[1:]]
             ratios.append([title, str(cells[0]["images"]), *shown])
     lines = [markdown_table(rows), *(["", markdown_table(ratios)] if len(names) > 1 else [])]
     notes = [f"Left out: {ROWS[m]}: {why}." for m, why in report["left_out"].items()]

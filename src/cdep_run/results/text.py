@@ -1,4 +1,4 @@
-"""Tables as text: Markdown for files, aligned columns for a terminal."""
+"""Tables as text: Markdown for files, aligned columns for a terminal, safe cells for CSV."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def aligned_table(rows: Sequence[Mapping[str, str]], last: Sequence[str] = ()) -
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
+
+
+def spreadsheet_safe(cell: str) -> str:
+    """Return a CSV cell that no spreadsheet takes for a formula: an apostrophe before = + - @.
+
+    Numbers stay as they are, negative ones too.
+    """
+    if cell[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
