@@ -57,7 +57,9 @@ def measure(model: nn.Module, x: Tensor, mask: Tensor, gradients: bool = True, *
         output = getattr(output, "logits", output)
         scale = output.abs().max().clamp_min(1e-12)
         empty = decompose(model, x, torch.zeros_like(mask), **inputs).relevant
-        full = decompose(model, x, torch.ones_like(mask), **inputs).irrelevant
+        # Of a constant that is larger than all parts the bounded rule leaves something to nobody.
+        rules = {"norm_constant": "proportional"}
+        full = decompose(model, x, torch.ones_like(mask), rules=rules, **inputs).irrelevant
     with torch.set_grad_enabled(gradients):
         parts = decompose(model, x, mask, **inputs)
     finite = all(bool(t.isfinite().all()) for t in (parts.relevant, parts.irrelevant, empty, full))

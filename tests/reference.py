@@ -53,6 +53,14 @@ def share_bias(relevant: Tensor, irrelevant: Tensor, bias: Tensor) -> Pair:
     return relevant + to_relevant, irrelevant + to_irrelevant
 
 
+def share_at_most_half(relevant: Tensor, irrelevant: Tensor, bias: Tensor) -> Pair:
+    """As `share_bias`, but the relevant part gets no more of the bias than half its own size."""
+    size = torch.maximum(relevant.abs() + irrelevant.abs(), 2 * bias.abs())
+    safe = torch.where(size == 0, torch.ones_like(size), size)
+    given = bias * relevant.abs() / safe
+    return relevant + given, irrelevant + bias - given
+
+
 def symmetric(f: Callable[[Tensor], Tensor], relevant: Tensor, irrelevant: Tensor) -> Pair:
     """½[f(β) + f(β+γ) − f(γ)] and its mirror, of f − f(0); the constant f(0) is shared like a bias.
 
@@ -103,7 +111,7 @@ def batch_norm(layer: nn.BatchNorm2d, relevant: Tensor, irrelevant: Tensor) -> P
     scale = layer.weight / (var + layer.eps).sqrt()
     shift = layer.bias - mean * scale
     scale, shift = scale[:, None, None], shift[:, None, None]
-    return share_bias(relevant * scale, irrelevant * scale, shift)
+    return share_at_most_half(relevant * scale, irrelevant * scale, shift)
 
 
 LINEAR = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)

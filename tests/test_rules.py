@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cdep_run.cd import MissingRuleError, decompose, register_rule
 from cdep_run.cd.pair import Pair
+from cdep_run.cd.registry import use_variants
 from identities import measure
 
 SHAPE = (2, 4, 6, 6)
@@ -371,6 +372,10 @@ def test_layer_norm_divides_both_parts_by_the_deviation_of_the_total():
     scale = weight / ((a + b).var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     a, b = ((t - t.mean(-1, True)) * scale for t in (a, b))
     ours = F.layer_norm(x, (6,), weight, bias)
+    received = bias * a.abs() / torch.maximum(a.abs() + b.abs(), 2 * bias.abs())
+    torch.testing.assert_close(part(ours), a + received)
+    with use_variants({"norm_constant": "proportional"}):
+        ours = F.layer_norm(x, (6,), weight, bias)
     torch.testing.assert_close(part(ours), a + bias * share(a, b))
 
 

@@ -36,7 +36,7 @@ from cdep_run.results.record import (
     write_status,
 )
 from cdep_run.training.build import build, build_model, build_optimizer, plain, with_cached_features
-from cdep_run.training.checks import check_data, check_model
+from cdep_run.training.checks import check_data, check_model, warn_if_noise
 from cdep_run.training.device import prepare
 from cdep_run.training.signals import Interrupted, StopRequest
 
@@ -196,6 +196,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         model = model.to(memory_format=torch.channels_last)
     check_model(config, bunch, model)
     bunch = with_cached_features(config, bunch, model, penalty)
+    if state is None:
+        warn_if_noise(config, bunch, model, penalty)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     bf16 = config["precision"] == "bf16"
     training = Training(**config["training"])

@@ -13,6 +13,10 @@ VARIANTS: dict[str, dict[str, str]] = {
         "symmetric": "½[f(β) + f(β+γ) − f(γ)], the Shapley value",
         "last": "f(β+γ) − f(γ), and all biases are γ's: what the group adds to the rest",
     },
+    "norm_constant": {
+        "bounded": "a part gets at most half its own size of it, so that deep nets can be trained",
+        "proportional": "in proportion to the parts, as biases of other layers: the ACD code",
+    },
     "product": {
         "shapley": "β₁β₂ + ½(β₁γ₂ + γ₁β₂), the Shapley value",
         "strict": "β₁β₂ alone, as in the first CD for LSTMs; what needs both parts is irrelevant",

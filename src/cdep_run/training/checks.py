@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from cdep_run.errors import ConfigError
@@ -99,6 +100,32 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
         width = () if bunch.vectors is None else bunch.vectors.shape[1:]
         shape = inputs.shape[1:] if inputs.is_floating_point() else (*inputs.shape[1:], *width)
         refuse_unfit(batch.groups.projection, shape, everywhere=bool(mask.all()))
+
+
+EXAMPLES = 8
+"""How many examples the condition of a penalty is measured on: batch norm needs several."""
+
+
+def warn_if_noise(config: dict[str, Any], bunch: Bunch, model: nn.Module, penalty: Any) -> None:
+    """Warn before training where rounding errors decide on the gradient of a CD penalty."""
+    rules = getattr(penalty, "rules", None)
+    if config["penalty"]["strength"] == 0 or rules is None:
+        return
+    import torch
+
+    from cdep_run.cd.condition import TRUSTED, gradient_condition
+
+    split = bunch.splits["train"]
+    count = min(EXAMPLES, len(split))
+    batch = split.batch(torch.arange(count, device=split.labels.device))
+    cosine = gradient_condition(lambda: penalty(model, batch)[1], model)
+    if not cosine >= TRUSTED:
+        logging.getLogger(__name__).warning(
+            "penalty.relu=%s is ill-conditioned on model %s: a change of its weights by rounding "
+            "errors turns the penalty's gradient (cosine %.2f, trusted from %.1f on), and training "
+            "follows noise. penalty.relu=last has no such trouble",
+            rules["relu"], config["model"]["_target_"], cosine, TRUSTED,
+        )  # fmt: skip
 
 
 def check_monitor(monitor: str, bunch: Bunch) -> None:

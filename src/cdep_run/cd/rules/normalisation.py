@@ -1,7 +1,16 @@
 """Normalisation and dropout: an affine map whose scale is read from the total, and shared masks.
 
 Layer, group, instance and RMS norm: β' = w·(β − mean β) / √(σ² + ε), σ² the total's variance; the
-offset b is shared out like any bias. Source: Hsu et al. 2024 (arXiv:2407.00886), published code.
+offset b is shared out. Source: Hsu et al. 2024 (arXiv:2407.00886), published code.
+
+A layer's constant c is shared out in proportion, but no part receives more of it than half its
+own size: c·|β| / max(|β| + |γ|, 2|c|), ours. Linear layers have small biases; the constant of
+batch norm, b − w·μ/σ, is often larger than the activations, and in proportion to them, as ACD's
+code shares it (variant "proportional" of rule "norm_constant"), it has slopes up to c/ε. One layer
+after the other they multiply: 20 layers up, β changes with the last bit of the input, and the
+gradient of a penalty in float32 is noise. What is left of c belongs to γ, even where γ itself is 0.
+No rule with a bounded slope can avoid this: near β = γ = 0 the share would have to rise from 0
+(nothing is relevant) to 1 (everything is) over an arbitrarily short distance.
 """
 
 from __future__ import annotations
@@ -9,10 +18,16 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from cdep_run.cd.pair import Pair
-from cdep_run.cd.registry import register_rule
+from cdep_run.cd.registry import register_rule, variant
 from cdep_run.cd.rules.sharing import share_bias
+
+
+def share_constant(x: Pair, constant: Tensor, scale: Tensor) -> Pair:
+    """s(β + γ) + c, c shared out as the rule "norm_constant" says."""
+    return share_bias(x, constant, scale, bounded=variant("norm_constant") == "bounded")
 
 
 @register_rule("batch_norm")
@@ -27,7 +42,7 @@ def batch_norm(
     momentum=0.1,
     eps=1e-5,
 ):
-    """An affine map a·x + c, a = w/√(σ² + ε), c = b − a·μ; c is shared out like any bias.
+    """An affine map a·x + c, a = w/√(σ² + ε), c = b − a·μ; c is shared out.
 
     μ and σ² are the running statistics, in training mode the total's over the batch. The running
     statistics move once, from the total.
@@ -44,11 +59,11 @@ def batch_norm(
     constant = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     shape = (1, -1) + (1,) * (x.total.dim() - 2)
     scale, constant = scale.view(shape), constant.view(shape)
-    return share_bias(x, constant, scale)
+    return share_constant(x, constant, scale)
 
 
 def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair:
-    """w·(β − mean β) / √(σ² + ε) with the bias share; no mean without `centre`.
+    """w·(β − mean β) / √(σ² + ε) and the offset's share; no mean without `centre`.
 
     Args:
         dims: the dimensions over which the mean and the total's σ² are taken.
@@ -65,7 +80,7 @@ def standardise(x: Pair, dims, eps, weight=None, bias=None, centre=True) -> Pair
         scale = scale * weight
     if bias is None:
         return x.map(x.total * scale, lambda rel: rel * scale)
-    return share_bias(x, bias, scale)
+    return share_constant(x, bias, scale)
 
 
 @register_rule("layer_norm", "native_layer_norm")

@@ -20,10 +20,15 @@ def share_of(size: Tensor, both: Tensor) -> Tensor:
 
 
 def share_bias(
-    pair: Pair, bias: Tensor, scale: Tensor | None = None, total: Tensor | None = None
+    pair: Pair,
+    bias: Tensor,
+    scale: Tensor | None = None,
+    total: Tensor | None = None,
+    bounded: bool = False,
 ) -> Pair:
-    """s(β + γ) + b with β' = sβ + b·|β| / (|β| + |γ|): add a constant and hand it out.
+    """s(β + γ) + b with β' = sβ + b·|sβ| / (|sβ| + |sγ|): add a constant and hand it out.
 
+    Bounded: β' = sβ + b·|sβ| / max(|sβ| + |sγ|, 2|b|), so that β receives at most |sβ| / 2 of b.
     Under the variant "last" of the rule for ReLU the constant belongs to γ.
 
     The total is computed by the steps that compute the parts, so that the two agree to the last bit
@@ -34,6 +39,7 @@ def share_bias(
         bias: b, broadcastable to them.
         scale: s, broadcastable to them; None: 1.
         total: s(β + γ) + b, if it is known.
+        bounded: whether no part receives more of b than half its own size.
 
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
@@ -45,7 +51,7 @@ def share_bias(
     def part(rel: Tensor, before: Tensor, _: Tensor) -> Tensor:
         if not shared:
             return rel.clone() if scale is None else rel * scale
-        return run(BiasShare, rel, before, bias, scale)
+        return run(BiasShare, rel, before, bias, scale, bounded)
 
     return pair.apply(lambda t: affine(t, scale, constant), part, total)
 
