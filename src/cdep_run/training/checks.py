@@ -121,9 +121,9 @@ def warn_if_noise(config: dict[str, Any], bunch: Bunch, model: nn.Module, penalt
     cosine = gradient_condition(lambda: penalty(model, batch)[1], model)
     if not cosine >= TRUSTED:
         logging.getLogger(__name__).warning(
-            "penalty.relu=%s is ill-conditioned on model %s: a change of its weights by rounding "
-            "errors turns the penalty's gradient (cosine %.2f, trusted from %.1f on), and training "
-            "follows noise. penalty.relu=last has no such trouble",
+            "penalty.rules.relu=%s is ill-conditioned on model %s: a change of its weights by "
+            "rounding errors turns the penalty's gradient (cosine %.2f, trusted from %.1f on), and "
+            "training follows noise. penalty.rules.relu=last has no such trouble",
             rules["relu"], config["model"]["_target_"], cosine, TRUSTED,
         )  # fmt: skip
 
