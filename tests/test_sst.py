@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from cdep_run.attribution import features, input_gradients
 from cdep_run.batch import Batch, Groups
 from cdep_run.datasets import sst, treebank
 from cdep_run.datasets.base import Bunch, DataError
+from cdep_run.datasets.vectors import read_vectors
 from cdep_run.models.lstm import RecurrentClassifier
 from cdep_run.penalties.cdep import CDEP
 from cdep_run.penalties.eg import ExpectedGradients
@@ -310,7 +314,132 @@ def test_vectors_that_are_damaged_are_named(data: Path, text: str, message: str)
     (data / "glove" / "tiny.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         decoy(data)
-    assert not list((data / "kept").glob("vectors*"))
+    assert not list((data / "kept").glob("word-vectors*"))
+
+
+def rows_of(file: Path, words: list[str]) -> dict[str, list[float]]:
+    """What a file of vectors gives for the words; those without a vector are left out."""
+    vocabulary = ["<pad>", "<unk>", *words]
+    vectors, unknown = read_vectors(file, file.parent / "kept", vocabulary)
+    return {w: vectors[vocabulary.index(w)].tolist() for w in words if w not in unknown}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"the 1 2.5\nnew york 3 4\na -5 6e1\n",
+        b"the\t1\t2.5\nnew york\t3\t4\na\t-5\t6e1\n",
+        b"\xef\xbb\xbfthe 1 2.5\nnew york 3 4\na -5 6e1\n",
+        b"3 2\r\nthe 1 2.5 \r\nnew york 3 4 \r\na -5 6e1 \r\n",
+        b"the 1 2.5\n\xff 7 8\nnew york 3 4\n 9 9\na 0 0\na -5 6e1\n",
+        gzip.compress(b"the 1 2.5\nnew york 3 4\na -5 6e1\n"),
+    ],
+)
+def test_vectors_of_every_form_are_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "v.txt").write_bytes(content)
+    rows = rows_of(tmp_path / "v.txt", ["the", "new york", "a", "absent"])
+    assert rows == {"the": [1, 2.5], "new york": [3, 4], "a": [-5, 60]}
+
+
+def test_many_vectors_are_read_to_the_last(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in range(250)]
+    (tmp_path / "v.txt").write_text("".join(f"{w} {n} {-n}\n" for n, w in enumerate(words)))
+    assert rows_of(tmp_path / "v.txt", words) == {w: [n, -n] for n, w in enumerate(words)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"400000 300\n", "holds a first line with counts, and no vectors"),
+        (b"3 2\nthe 1 2\na 3 4\n", "line 1 promises 3 words, 2 are there"),
+        (b"2 300\nthe 1 2\na 3 4\n", "line 1 promises 300 numbers"),
+        (b"the 1 2\na 1 2\nb 1 2 3\n", "line 3 holds a word and 3 numbers instead of 2"),
+        (b"the 1 2\n\na 1 2\n", "line 2 holds a word and 0 numbers"),
+        (b"the\na\n", "line 1 holds no numbers"),
+        (b"\xff\xfet\0h\0e\0\n\0", "UTF-16"),
+        (gzip.compress(b"the 1 2\n" * 99)[:-9], "damaged or cut off"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_named_with_line_and_cure(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "v.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        rows_of(tmp_path / "v.txt", ["the", "a"])
+
+
+def test_damaged_caches_are_named_and_made_anew(data: Path, caplog) -> None:
+    whole, draw = decoy(data).fingerprint, random.Random(0)
+    kept = sorted((data / "kept").iterdir())
+    assert len(kept) == 2
+    for path in kept * 6:
+        content = bytearray(path.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
+        caplog.clear()
+        assert decoy(data).fingerprint == whole
+        assert f"{path} is damaged" in caplog.text and "anew" in caplog.text
+
+
+def test_packed_files_that_lie_there_are_used_without_a_network(data: Path) -> None:
+    whole, trees = decoy(data).fingerprint, data / "sst" / "trees"
+    (data / "glove" / "tiny.txt.gz").write_bytes(
+        gzip.compress((data / "glove" / "tiny.txt").read_bytes())
+    )
+    (data / "glove" / "tiny.txt").unlink()
+    (trees / "dev.txt.gz").write_bytes(gzip.compress((trees / "dev.txt").read_bytes()))
+    with zipfile.ZipFile(data / "sst" / "trainDevTestTrees_PTB.zip", "w") as archive:
+        for part in ("train", "test"):
+            archive.write(trees / f"{part}.txt", f"trees/{part}.txt")
+    for part in treebank.PARTS:
+        (trees / f"{part}.txt").unlink()
+    assert decoy(data).fingerprint == whole
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    """An entry of an archive that is a symbolic link."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"../outside.txt": b"x"}, "leads outside"),
+        ({"..\\outside.txt": b"x"}, "leads outside"),
+        ({"/etc/passwd": b"x"}, "leads outside"),
+        ({link("trees/train.txt"): b"/etc/passwd"}, "is a link"),
+        ({"trees/train.txt": bytes(9 << 20)}, "far more than this data set has"),
+        ({"other.txt": b"x"}, "has no file trees/train.txt, only other.txt"),
+    ],
+)
+def test_archives_are_unpacked_within_bounds(tmp_path: Path, members, message: str) -> None:
+    trees = tmp_path / "sst" / "trees"
+    trees.mkdir(parents=True)
+    with zipfile.ZipFile(trees / "trainDevTestTrees_PTB.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match=message):
+        treebank.treebank(tmp_path, False, True, tmp_path / "kept")
+    assert [path.name for path in trees.iterdir()] == ["trainDevTestTrees_PTB.zip"]
+    assert not (tmp_path / "sst" / "outside.txt").exists()
+
+
+def test_damaged_archives_are_named(tmp_path: Path) -> None:
+    trees = tmp_path / "sst" / "trees"
+    trees.mkdir(parents=True)
+    (trees / "train.txt.gz").write_bytes(gzip.compress(b"tree" * 99)[:-5])
+    with pytest.raises(DataError, match=r"train\.txt\.gz is damaged"):
+        treebank.treebank(tmp_path, False, True, tmp_path / "kept")
+    (trees / "train.txt.gz").write_bytes(gzip.compress(bytes(9 << 20)))
+    with pytest.raises(DataError, match="far more"):
+        treebank.treebank(tmp_path, False, True, tmp_path / "kept")
+    (trees / "train.txt.gz").unlink()
+    (trees / "trainDevTestTrees_PTB.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"PTB\.zip is damaged"):
+        treebank.treebank(tmp_path, False, True, tmp_path / "kept")
+    assert not list(trees.glob("*.txt")) and not list(trees.glob(".*"))
 
 
 def test_words_without_a_vector_are_an_error_when_none_has_one(data: Path, caplog) -> None:
@@ -337,7 +466,7 @@ def test_settings_that_cannot_be_are_named(data: Path, changes: dict, message: s
 
 
 def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.txt.* not found .*fetch http.*unpack"):
+    with pytest.raises(DataError, match=r"train\.txt.* not found .*fetch http.*put it"):
         treebank.treebank(tmp_path, False, True, tmp_path)
     (tmp_path / "glove").mkdir()
     (tmp_path / "glove" / "glove.6B.50d.txt").write_text("a 1\n")

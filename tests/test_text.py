@@ -232,8 +232,8 @@ def test_vectors_of_any_text_file_start_the_embedding(
     assert bunch.vectors[bunch.vocabulary.index("dull")].tolist() == [4, 5, 6]
     assert "joy among them: these start as zeros" in caplog.text
     (tmp_path / "w.txt").write_text("nothing 1 2 3\n")
-    (tmp_path / "x.txt").write_text("fine 1 2\n")
-    for name, message in (("w.txt", "no vector of any word"), ("x.txt", "no word with 3 numbers")):
+    (tmp_path / "x.txt").write_text("400000 300\n")
+    for name, message in (("w.txt", "no vector of any word"), ("x.txt", "no vectors after it")):
         with pytest.raises(DataError, match=message):
             made(tmp_path / "a.csv", vectors=tmp_path / name, cache_dir=tmp_path / "kept")
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cdep_run.datasets.archives import unpack_gz
 from cdep_run.datasets.base import Annotation, Bunch, DataError, TensorSplit, fingerprint
 from cdep_run.datasets.projections import group_name
 
@@ -50,6 +51,9 @@ SHA256 = {
 }
 """SHA-256 of the unpacked files; the keys are the names of torchvision's classes."""
 
+MOST = 1 << 27
+"""Bytes that a packed file may unpack to; the largest has 47 MB."""
+
 NAMES = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}
 
 
@@ -85,7 +89,7 @@ def mnist(
     Splits: train and val from the training part, test is the test part.
 
     Args:
-        data_dir: folder that holds `<source>/raw/`, as torchvision lays it out.
+        data_dir: folder that holds `<source>/raw/`, as torchvision lays it out, packed or not.
         source: "MNIST" or "FashionMNIST".
         download: fetch the files when absent.
         seed: of the division into train and val.
@@ -145,6 +149,10 @@ def load(
     if source not in sums:
         raise DataError(f"dataset.source={source} is unknown; choose from {', '.join(sums)}")
     folder = Path(data_dir).expanduser() / source / "raw"
+    for name in sums[source]:
+        packed = folder / f"{name}.gz"
+        if packed.is_file() and not (folder / name).is_file():
+            unpack_gz(packed, folder / name, MOST)
     missing = [name for name in sums[source] if not (folder / name).is_file()]
     if missing:
         _fetch(folder, source, missing, download)

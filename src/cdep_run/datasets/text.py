@@ -31,7 +31,7 @@ from cdep_run.datasets.tokenizers import (
     pretrained_tokenizer,
     tokenizer_from,
 )
-from cdep_run.datasets.treebank import read_vectors
+from cdep_run.datasets.vectors import read_vectors
 
 log = logging.getLogger(__name__)
 
