@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import gzip
 import hashlib
 import os
 import shutil
@@ -265,6 +266,21 @@ def test_a_missing_file_is_named_with_its_place_and_address(tmp_path: Path) -> N
     for part in (f"{FILES[3]} not found", str(tmp_path), f"{FILES[3]}.gz", "download=true"):
         assert part in str(error.value)
     assert FILES[0] not in str(error.value)
+
+
+def test_packed_files_that_lie_there_are_unpacked(tmp_path: Path) -> None:
+    sums = write_files(tmp_path)
+    folder = tmp_path / "MNIST" / "raw"
+    whole = load(tmp_path, "MNIST", False, sums)
+    for name in FILES:
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+    for part, before in zip(load(tmp_path, "MNIST", False, sums), whole, strict=True):
+        assert torch.equal(part.images, before.images) and torch.equal(part.labels, before.labels)
+    (folder / FILES[0]).unlink()
+    (folder / f"{FILES[0]}.gz").write_bytes(gzip.compress(b"x" * 99)[:-4])
+    with pytest.raises(DataError, match=rf"{FILES[0]}.gz is damaged"):
+        load(tmp_path, "MNIST", False, sums)
 
 
 def test_without_network_one_line_says_what_to_fetch(
