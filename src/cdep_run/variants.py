@@ -55,8 +55,19 @@ FORMS: dict[str, dict[str, str]] = {
         "paper": "|mean over the samples|",
         "published": "the CDEP code's: mean over the samples of |each|",
     },
+    "consistency": {
+        "logits": "squared difference of the logits, a constant over the classes left out",
+        "divergence": "KL divergence of the probabilities",
+    },
 }
 """How each penalty measures a group's contribution; the first form is the class's default."""
+
+
+CHANGES: dict[str, str] = {
+    "exchange": "the same features of another example of the batch, drawn anew each step",
+    "remove": "0, the mean of standardised features",
+}
+"""What takes the place of a group in penalties that change it; the first is the default."""
 
 
 def choose(key: str, chosen: str, choices: Collection[str]) -> str:
@@ -90,4 +101,5 @@ def help_text() -> str:
     """One line for each rule of CD and each form of a penalty, as `cdep-run --help` shows them."""
     lines = {f"penalty.rules.{name}": VARIANTS[name] for name in VARIANTS}
     lines |= {f"penalty.form, of {name}": FORMS[name] for name in FORMS}
+    lines |= {"penalty.change": CHANGES}
     return "\n".join(f"{key:29}{', '.join(names)}" for key, names in lines.items())

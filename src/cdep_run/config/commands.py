@@ -25,6 +25,13 @@ TITLES = {
     "rrr_published": "RRR as published",
     "eg": "EG",
     "eg_published": "EG as published",
+    "ig": "integrated gradients",
+    "gradcam": "Grad-CAM",
+    "counterexamples": "counterexamples",
+    "consistency": "consistency",
+    "actdiff": "ActDiff",
+    "rbr": "RBR",
+    "ibp": "IBP-Ex",
 }
 """The penalties as papers write them, in the order of tables; others bear their own name."""
 

@@ -16,7 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from cdep_run.config.overrides import sweep_folder
 from cdep_run.errors import ConfigError
-from cdep_run.variants import FORMS, VARIANTS, help_text
+from cdep_run.variants import CHANGES, FORMS, VARIANTS, help_text
 
 # Values and their explanation stand in the YAML files; here are the types alone.
 
@@ -276,6 +276,23 @@ CDEP = options(
 )
 RRR = options("RRR", form=choice("RRRForm", FORMS["rrr"]))
 EG = options("EG", form=choice("EGForm", FORMS["eg"]), samples=int)
+CHANGE = choice("Change", CHANGES)
+PENALTIES = {
+    "none": Penalty,
+    "cdep": CDEP,
+    "rrr": RRR,
+    "eg": EG,
+    "ig": options("IG", steps=int, baseline=float),
+    "gradcam": options("GradCAM", layer=str | None),
+    "counterexamples": options("Counterexamples", change=CHANGE),
+    "consistency": options(
+        "Consistency", form=choice("ConsistencyForm", FORMS["consistency"]), change=CHANGE
+    ),
+    "actdiff": options("ActDiff", change=CHANGE),
+    "rbr": Penalty,
+    "ibp": options("IBP", radius=float),
+}
+"""The schema of each penalty, by the name of its file in `configs/penalty/`."""
 
 
 @dataclass
@@ -484,10 +501,7 @@ SCHEMAS = {
     "schema_images": Images,
     "schema_table": Table,
     "schema_text": Text,
-    "schema_none": Penalty,
-    "schema_cdep": CDEP,
-    "schema_rrr": RRR,
-    "schema_eg": EG,
+    **{f"schema_{name}": schema for name, schema in PENALTIES.items()},
     "schema_adam": Adam,
     "schema_sgd": SGD,
     "schema_scheduler": Scheduler,

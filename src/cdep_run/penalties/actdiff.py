@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import features, logits_of
 from cdep_run.batch import Batch
-from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
-from cdep_run.penalties.counterfactual import changed, check_change, outputs_alike
+from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated, option
+from cdep_run.penalties.counterfactual import changed, outputs_alike
+from cdep_run.variants import CHANGES
 
 
 class ActDiff:
@@ -23,8 +24,7 @@ class ActDiff:
     both. The paper compares with images whose background is blacked out, `change: remove`.
 
     Args:
-        change: "exchange", the group's features are those of another example of the batch, drawn
-            anew each step; "remove", they are 0.
+        change: what takes the group's place, one of `CHANGES`.
 
     Raises:
         PenaltyError: `change` is unknown, or the model runs no `nn.Linear`.
@@ -33,7 +33,7 @@ class ActDiff:
     needs_groups = True
 
     def __init__(self, change: str = "exchange"):
-        self.change = check_change(change)
+        self.change = option("penalty.change", change, CHANGES)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in squared activations, λ not applied."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import features, logits_of
 from cdep_run.batch import Batch
-from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
-from cdep_run.penalties.counterfactual import changed, check_change, outputs_alike
+from cdep_run.penalties.base import groups_of, mean_annotated, option
+from cdep_run.penalties.counterfactual import changed, outputs_alike
+from cdep_run.variants import CHANGES, FORMS
 
 
 def logit_difference(logits: Tensor, other: Tensor) -> Tensor:
@@ -27,7 +28,8 @@ def divergence(logits: Tensor, other: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-FORMS = {"logits": logit_difference, "divergence": divergence}
+DIFFERENCES = {"logits": logit_difference, "divergence": divergence}
+"""Functions of two outputs `[N, C]` to `[N]`, by the names in `FORMS["consistency"]`."""
 
 
 class Consistency:
@@ -36,9 +38,8 @@ class Consistency:
     Summed over groups, mean over annotated examples. Dropout drops the same units in both.
 
     Args:
-        form: "logits" or "divergence", the functions of this module.
-        change: "exchange", the group's features are those of another example of the batch, drawn
-            anew each step; "remove", they are 0.
+        form: how the outputs are compared, one of `FORMS["consistency"]`.
+        change: what takes the group's place, one of `CHANGES`.
 
     Raises:
         PenaltyError: `form` or `change` is unknown.
@@ -47,9 +48,8 @@ class Consistency:
     needs_groups = True
 
     def __init__(self, form: str = "logits", change: str = "exchange"):
-        if form not in FORMS:
-            raise PenaltyError(f"penalty.form is {form!r}; choose one of {', '.join(FORMS)}")
-        self.form, self.change = form, check_change(change)
+        self.form = option("penalty.form", form, FORMS["consistency"])
+        self.change = option("penalty.change", change, CHANGES)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar (unit: see the form), λ not applied."""
@@ -58,5 +58,5 @@ class Consistency:
         others = changed(groups, inputs, self.change)
         logits, changed_logits = outputs_alike(model, function, inputs, others)
         logits = logits_of(logits)
-        values = [FORMS[self.form](logits, logits_of(z)) for z in changed_logits]
+        values = [DIFFERENCES[self.form](logits, logits_of(z)) for z in changed_logits]
         return logits, mean_annotated(sum(values, logits.new_zeros(len(logits))), groups)

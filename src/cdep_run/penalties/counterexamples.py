@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import features, logits_of, statistics_at_rest
 from cdep_run.batch import Batch
-from cdep_run.penalties.base import groups_of, mean_annotated
-from cdep_run.penalties.counterfactual import changed, check_change
+from cdep_run.penalties.base import groups_of, mean_annotated, option
+from cdep_run.penalties.counterfactual import changed
+from cdep_run.variants import CHANGES
 
 
 class Counterexamples:
     """Cross-entropy at inputs whose group is changed, summed over groups, mean over annotated ones.
 
     Args:
-        change: "exchange", the group's features are those of another example of the batch, drawn
-            anew each step; "remove", they are 0.
+        change: what takes the group's place, one of `CHANGES`.
 
     Raises:
         PenaltyError: `change` is unknown.
@@ -28,7 +28,7 @@ class Counterexamples:
     needs_groups = True
 
     def __init__(self, change: str = "exchange"):
-        self.change = check_change(change)
+        self.change = option("penalty.change", change, CHANGES)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[N, C]` and the penalty, a scalar in nats, λ not applied."""

@@ -10,21 +10,6 @@ from torch import Tensor, nn
 
 from cdep_run.attribution import statistics_at_rest
 from cdep_run.batch import Groups
-from cdep_run.penalties.base import PenaltyError
-
-CHANGES = ("exchange", "remove")
-"""What takes the place of a group: the same features of another example of the batch, or 0."""
-
-
-def check_change(change: str) -> str:
-    """Return `change` if it is one of `CHANGES`.
-
-    Raises:
-        PenaltyError: it is not.
-    """
-    if change not in CHANGES:
-        raise PenaltyError(f"penalty.change is {change!r}; choose one of {', '.join(CHANGES)}")
-    return change
 
 
 def changed(groups: Groups, inputs: Tensor, change: str) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ class IntegratedGradients:
 
     needs_groups = True
 
-    def __init__(self, steps: int = 8, baseline: float = 0.0):
+    def __init__(self, steps: int = 4, baseline: float = 0.0):
         if steps < 1:
             raise PenaltyError(f"penalty.steps is {steps}; it must be at least 1")
         self.steps, self.baseline = steps, baseline
@@ -43,7 +43,7 @@ class IntegratedGradients:
         groups = groups_of(batch, self)
         logits = logits_of(model(batch.inputs))
         with statistics_at_rest(model):
-            function, inputs = features(model, batch.inputs)
+            function, inputs = features(model, batch.inputs, groups.boxes)
             difference = inputs - self.baseline
             labels = batch.labels.repeat(self.steps)[:, None]
             alpha = (torch.arange(self.steps, device=inputs.device) + 0.5).to(inputs.dtype)
