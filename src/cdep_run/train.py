@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 VERBS = {
     "check": "cdep_run.check:main",
     "evidence": "cdep_run.evidence:main",
+    "fix": "cdep_run.sweeps.fix:main",
     "report": "cdep_run.report:main",
     "resume": "cdep_run.sweeps.resume:resume",
     "status": "cdep_run.sweeps.resume:status",
