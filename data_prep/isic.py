@@ -1,4 +1,4 @@
-"""Prepares ISIC, step by step; settings and their explanation are in isic.yaml beside this file.
+"""Prepare ISIC, step by step; isic.yaml beside this file holds the settings and explains them.
 
     python data_prep/isic.py                          # all steps but paste, in this order:
     python data_prep/isic.py download                 # metadata and originals from the archive
@@ -28,7 +28,7 @@ STEPS = ("download", "resize", "segment", "sheet", "splits", "paste")
 
 
 def run(step: str, settings: Settings) -> None:
-    """One step; imported when it is its turn, so that help and errors come at once."""
+    """Run one step; the code is imported here, so that help and errors come at once."""
     from cdep_run.isic_prep import archive, images, masks, paste, sheet, splits
 
     folder, workers = Path(settings.folder), settings.workers

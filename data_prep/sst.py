@@ -1,4 +1,4 @@
-"""The three versions of SST with injected bias: fetch what is absent, print counts and sums.
+"""Fetch the files of SST that are absent, and print counts and sums of its three versions.
 
 python data_prep/sst.py data_dir=data [dataset.vectors=glove.6B.50d ...]
 """

@@ -1,1 +1,1 @@
-"""From the ISIC archive to images, patch masks and splits: one module a step."""
+"""Prepare ISIC, from the archive to images, sticker masks and splits: one module for each step."""

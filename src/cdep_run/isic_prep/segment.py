@@ -1,4 +1,4 @@
-"""Finds coloured stickers in a skin photograph: superpixels far from skin, with a round outline.
+"""Find coloured stickers in a skin photograph: superpixels far from skin, with a round outline.
 
 After Rieger et al. 2019, Section S4 (SLIC superpixels whose mean colour is far from skin tone,
 applied recursively). Differs: skin tone is estimated in each image, as a plane over it, because
@@ -56,23 +56,31 @@ class Region:
 
 
 def segment_patches(image: NDArray[np.uint8], options: Segment) -> Mask:
-    """Where stickers are: `[H, W]` bool for an sRGB image uint8 `[H, W, 3]`; not dilated."""
-    found = np.zeros(image.shape[:2], dtype=bool)
+    """Mark the stickers on an image.
+
+    Args:
+        image: uint8 `[H, W, 3]`, sRGB.
+        options: all but `dilate` are used.
+
+    Returns:
+        bool `[H, W]`, True on a sticker; not dilated.
+    """
+    mask = np.zeros(image.shape[:2], dtype=bool)
     for region in regions(image, options):
         if is_sticker(region, options):
-            found |= region.mask
-    return found
+            mask |= region.mask
+    return mask
 
 
 def dilate(mask: Mask, size: int) -> Mask:
-    """The mask grown by a `size` × `size` square, as in the paper; 0 leaves it as it is."""
+    """Grow a mask by a `size` × `size` square, as in the paper; 0 leaves it as it is."""
     if not size or not mask.any():
         return mask
     return ndimage.maximum_filter(mask, size=size, mode="constant")
 
 
 def is_sticker(region: Region, options: Segment) -> bool:
-    """Whether a region has the size, sharpness, roundness and colour of a sticker."""
+    """Decide whether a region has the size, sharpness, roundness and colour of a sticker."""
     if not options.smallest <= region.area <= options.largest:
         return False
     if not options.radius[0] <= region.radius <= options.radius[1]:
@@ -92,7 +100,10 @@ def is_sticker(region: Region, options: Segment) -> bool:
 
 
 def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
-    """All regions of one colour, unlike skin, that touch the border; farthest colour first."""
+    """Find the regions of one colour, unlike skin, that touch the border.
+
+    They come in the order of their distance from the colour of skin, farthest first.
+    """
     lab = rgb2lab(image)
     skin = skin_tone(lab, options)
     weights = np.array([options.lightness_weight, 1, 1])
@@ -121,7 +132,7 @@ def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
     at_border[np.unique(np.r_[segments[0], segments[-1], segments[:, 0], segments[:, -1]])] = True
     smooth = ndimage.median_filter(lab, size=(3, 3, 1))
     result = []
-    while (left & at_border).any():  # the paper's recursion: what was found is taken away
+    while (left & at_border).any():  # the paper's recursion: each region is taken away
         seed = int(np.argmax(np.where(left & at_border, distance, -1)))
         grown = _grow(seed, left, segments, means, weights, options)
         left[np.unique(segments[grown])] = False
@@ -136,10 +147,11 @@ def regions(image: NDArray[np.uint8], options: Segment) -> list[Region]:
 
 
 def skin_tone(lab: Floats, options: Segment) -> Floats:
-    """Skin's colour at each pixel `[H, W, 3]`: a plane over the image for each of L, a and b.
+    """Estimate the colour of skin at each pixel, `[H, W, 3]` in CIELAB.
 
-    It starts from the lightest frequent colour that skin can have, because lesions are darker, and
-    is fitted to the pixels near it, thrice, each time without the outliers.
+    L, a and b are each a plane over the image. The planes are fitted to the pixels near one colour:
+    the lightest of the frequent ones that skin can have, as lesions are darker. Two more fits leave
+    out the outliers of the one before.
     """
     thin = lab[::3, ::3]  # a ninth of the pixels fixes nine numbers well enough
     pixels = thin.reshape(-1, 3)
@@ -170,7 +182,7 @@ def skin_tone(lab: Floats, options: Segment) -> Floats:
 
 
 def _plane(height: int, width: int) -> Floats:
-    """`[H·W, 3]`: 1, and the pixels' coordinates from -½ to ½."""
+    """Return for each pixel 1 and its coordinates from -½ to ½, `[H·W, 3]`."""
     y, x = np.mgrid[:height, :width]
     return np.c_[np.ones(y.size), y.ravel() / height - 0.5, x.ravel() / width - 0.5]
 
@@ -179,7 +191,7 @@ def _grow(
     seed: int, left: Mask, segments: NDArray[np.int64], means: Floats, weights: Floats,
     options: Segment,
 ) -> Mask:  # fmt: skip
-    """The connected superpixels around `seed` of its colour."""
+    """Mark the connected superpixels around the superpixel `seed` that have its colour."""
     colour = means[seed]
     for _ in range(2):  # the second time around the median of the first
         alike = left & (np.linalg.norm((means - colour) * weights, axis=1) < options.alike)
@@ -254,7 +266,7 @@ def _outline(
 
 
 def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
-    """The box around a mask, with a margin, cut off at the image's border."""
+    """Return the box around a mask, with a margin, cut off at the image's border."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return (
         slice(max(rows[0] - margin, 0), rows[-1] + margin + 1),
@@ -263,7 +275,7 @@ def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
 
 
 def _circle(y: NDArray[np.int64], x: NDArray[np.int64]) -> tuple[float, float]:
-    """Radius of the circle through the points by least squares, and the rms distance from it."""
+    """Fit a circle to points by least squares; returns its radius and their rms distance."""
     system = np.c_[x, y, np.ones(len(x))].astype(float)
     (p, q, r), *_ = np.linalg.lstsq(system, -(x**2.0 + y**2.0), rcond=None)
     radius = float(np.sqrt(max(p * p / 4 + q * q / 4 - r, 0)))
@@ -275,8 +287,11 @@ def _sharpness(
     mask: Mask, y: NDArray[np.int64], x: NDArray[np.int64], weighted: Floats, towards: Floats,
     step: float,
 ) -> float:  # fmt: skip
-    """Share of the outline where 4 pixels inwards and outwards differ by `step`, or by half of
-    the region's distance from skin if that is less."""
+    """Measure the share of the outline that is sharp.
+
+    It is sharp where the colours 4 pixels inwards and 4 pixels outwards differ by `step`, or by
+    half of the region's distance from skin if that is less.
+    """
     down, right = np.gradient(ndimage.gaussian_filter(mask.astype(float), 3))
     length = np.hypot(down, right)[y, x] + 1e-9
 

@@ -1,4 +1,4 @@
-"""The types of `data_prep/isic.yaml`, where every setting is explained and has its value."""
+"""The settings of data preparation and their types; `data_prep/isic.yaml` explains each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cdep_run.errors import ConfigError
 
 @dataclass
 class Download:
-    """What to fetch from the archive, and how patiently."""
+    """Which images to fetch from the archive, and how many tries and pauses to make."""
 
     api: str = MISSING
     query: str = MISSING
@@ -31,7 +31,7 @@ class Download:
 
 @dataclass
 class Resize:
-    """How originals become images of one size."""
+    """How to turn originals into images of one size."""
 
     source: str | None = MISSING
     size: int = MISSING
@@ -41,7 +41,7 @@ class Resize:
 
 @dataclass
 class Segment:
-    """How stickers are told from skin and lesions; lengths are shares of the image's width."""
+    """How to tell stickers from skin and lesions; lengths are shares of the image's width."""
 
     masks: str | None = MISSING
     automatic: bool = MISSING
@@ -71,7 +71,7 @@ class Segment:
 
 @dataclass
 class Splits:
-    """How images are divided; groups stay together."""
+    """How to divide images into splits and folds; groups stay together."""
 
     seed: int = MISSING
     shares: dict[str, float] = MISSING
@@ -102,10 +102,10 @@ class Settings:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings in a YAML file, with `key=value` overrides such as `download.number=100`.
+    """Read the settings from a YAML file, with overrides such as `download.number=100`.
 
     Raises:
-        ConfigError: a key that does not exist, a value of another type, or none where one is due.
+        ConfigError: a key does not exist, or a value is missing or of another type.
     """
     try:
         merged = OmegaConf.merge(

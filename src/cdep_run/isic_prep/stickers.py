@@ -1,4 +1,4 @@
-"""Coloured stickers as on the ISIC archive's photographs, pasted with an exactly known mask."""
+"""Paste coloured stickers, as on the ISIC archive's photographs, with an exactly known mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {  # sRGB; medians inside the masks of real stickers, one for each kin
 
 @dataclass(frozen=True)
 class StickerStyle:
-    """What a sticker may look like; each pair is the range of a uniform draw.
+    """Ranges of what a sticker looks like; each pair is the range of a uniform draw.
 
     The ranges cover the real stickers of ISIC's SONIC study: nearly round, cut by the border.
 
@@ -68,7 +68,7 @@ def paste_sticker(
     avoid: Mask | None = None,
     tries: int = 20,
 ) -> tuple[Image, Mask]:
-    """A copy of the image with one sticker that hangs over its border.
+    """Paste one sticker that hangs over the border onto a copy of an image.
 
     Args:
         image: `[H, W, 3]` uint8, sRGB.
@@ -108,7 +108,10 @@ def paste_sticker(
 def _place(
     shape: tuple[int, ...], rng: np.random.Generator, style: StickerStyle
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw shape and place: distance from the centre (1 on the outline) and a shading axis."""
+    """Draw shape and place; returns each pixel's distance from the centre and along the shading.
+
+    The distance is 1 on the outline.
+    """
     height, width = shape
     short = min(shape)
     radius = rng.uniform(*style.radius) * short
@@ -131,7 +134,7 @@ def _place(
 
 
 def _soft_edge(distance: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    """Opacity: 1 inside, 0 from the outline on, a ramp of `width` pixels just inside it."""
+    """Compute the opacity: 1 inside, 0 from the outline on, a ramp of `width` pixels between."""
     slope = np.maximum(np.hypot(*np.gradient(distance)), 1e-9)  # change of distance per pixel
     return np.clip((1 - distance) / (slope * width), 0, 1)
 
@@ -143,7 +146,7 @@ def _paint(
     rng: np.random.Generator,
     style: StickerStyle,
 ) -> NDArray[np.float64]:
-    """The sticker's surface over the whole image, `[H, W, 3]` in 0..255, under its light."""
+    """Paint the sticker's surface over the whole image, `[H, W, 3]` in 0..255, in its light."""
     usual_skin = 68.0  # median L of the photographs that the colours were measured on
     light = np.median(rgb2lab(image[::4, ::4])[..., 0]) - usual_skin
     colours = rng.choice(len(style.colours), size=2, replace=len(style.colours) < 2)
@@ -165,6 +168,6 @@ def _paint(
 
 
 def _lab(name: str, rng: np.random.Generator, spread: float) -> NDArray[np.float64]:
-    """A colour near the named one, in CIELAB."""
+    """Draw a colour near the named one, in CIELAB."""
     rgb = np.array(COLOURS[name], dtype=np.uint8)
     return rgb2lab(rgb[None, None])[0, 0] + spread * rng.standard_normal(3)
