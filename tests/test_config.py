@@ -142,7 +142,7 @@ def test_only_what_does_not_change_training_may_change_on_resuming() -> None:
 
 def test_a_target_that_cannot_be_imported_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no_such_module\.thing cannot be imported"):
-        build({"_target_": "no_such_module.thing"})
+        build({"_target_": "cdep_run.models.no_such_module.thing"})
 
 
 @pytest.mark.parametrize(

@@ -211,13 +211,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     status = inside("status", "sweep", cwd=tmp_path)
     assert status.returncode == 1
     assert "0 of 2 jobs done (1 interrupted, 1 pending)" in status.stdout
-    again = run("resume", str(tmp_path / "sweep"), cwd=TESTS)  # is ended in the second job
+    again = run("resume", str(tmp_path / "sweep"), *OWN, cwd=TESTS)  # is ended in the second job
     assert f"going on at epoch 2, step {2 if code < 0 else 3}" in again.stderr
     assert again.returncode == code, again.stderr
     status = inside("status", ".", cwd=tmp_path)
     assert "1 of 2 jobs done (1 completed, 1 interrupted)" in status.stdout
     moved = (tmp_path / "sweep").rename(tmp_path / "its, new=place")
-    again = inside("resume", moved.name, "threads=1", cwd=tmp_path)
+    again = inside("resume", moved.name, "threads=1", *OWN, cwd=tmp_path)
     assert again.returncode == 0 and states(moved) == ["completed"] * 2
     assert inside("status", str(moved), cwd=TESTS).stdout.count("0.4167") >= 1  # its scores
 
@@ -275,7 +275,7 @@ def test_a_damaged_result_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert again.returncode == 1 and states(tmp_path / "sweep") == ["failed", "completed"]
     assert "result.json is damaged" in again.stdout and "delete it to begin anew" in again.stdout
     record.unlink()
-    assert inside("resume", "sweep", cwd=tmp_path).returncode == 0
+    assert inside("resume", "sweep", *OWN, cwd=tmp_path).returncode == 0
 
 
 def test_data_that_are_not_there_fail_at_once_and_the_rest_is_trained(tmp_path: Path) -> None:

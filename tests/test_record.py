@@ -18,7 +18,8 @@ from running import run
 def test_a_run_writes_its_settings_epochs_events_checkpoints_and_result(tmp_path: Path) -> None:
     result = run(tmp_path, "training.tensorboard=true", "seed=3")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.yaml", "metrics.csv", "tensorboard", "checkpoints", "result.json"
+        "config.yaml", "metrics.csv", "tensorboard", "checkpoints", "model.safetensors",
+        "result.json",
     }  # fmt: skip
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config == result["config"] and config["penalty"]["strength"] == 0.1
@@ -28,7 +29,10 @@ def test_a_run_writes_its_settings_epochs_events_checkpoints_and_result(tmp_path
         for name in ("loss", "accuracy", "auc", "f1"):
             assert float(rows[-1][f"{split}/{name}"]) == result["metrics"][split][name]
     assert list((tmp_path / "tensorboard").iterdir())
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written == {
+        "record_format": 2, **result, "record_sha256": written["record_sha256"]
+    }  # fmt: skip
     assert record.read_result(tmp_path) == result
 
 

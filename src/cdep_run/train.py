@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +16,30 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import cdep_run
 from cdep_run.config.compare import refuse_changes
 from cdep_run.config.composition import COMPOSITION_ERRORS, explain
 from cdep_run.config.overrides import with_first_choices
 from cdep_run.config.schemas import Training, check, config_dir, register_schemas
-from cdep_run.errors import CdepError, CheckpointError, ConfigError
-from cdep_run.files import alone_in, write_atomic, write_json
+from cdep_run.console import prepare_streams, working_folder_gone
+from cdep_run.errors import CdepError, CheckpointError, ConfigError, in_a_line
+from cdep_run.files import alone_in, remove_leftovers, write_atomic
 from cdep_run.results.record import (
     CONFIG,
-    RESULT,
     EpochLog,
     environment,
     read_result,
     selection_metric,
     summary,
     write_predictions,
+    write_result,
     write_status,
 )
 from cdep_run.training.build import build, build_model, build_optimizer, plain, with_cached_features
 from cdep_run.training.checks import check_data, check_model, warn_if_noise
 from cdep_run.training.device import prepare
-from cdep_run.training.signals import Interrupted, StopRequest
+from cdep_run.training.signals import Interrupted, OrderlyEnd, StopRequest
 
 if TYPE_CHECKING:
     from cdep_run.training.loop import Trainer
@@ -63,6 +64,9 @@ It returns the exit code, or None for 0; `resume` returns the words of a trainin
 
 def main() -> None:
     """Entry point of `cdep-run`: a verb of `VERBS`, or else the training of a run or a sweep."""
+    prepare_streams()
+    if gone := working_folder_gone():
+        sys.exit(f"cdep-run: error: {gone}")
     try:
         words = verb(sys.argv[1:])
     except CdepError as error:
@@ -112,6 +116,7 @@ def job(config: DictConfig) -> float | None:
             stack.enter_context(alone_in(folder, wait=sweep))
         except ConfigError as error:  # status.json is that of the other process
             sys.exit(f"cdep-run: error: {error}")
+        remove_leftovers(folder, folder / "checkpoints")
         result = run_with_status(config, folder, sweep)
     if result is None:
         return None
@@ -127,30 +132,41 @@ def run_with_status(config: DictConfig, folder: Path, sweep: bool) -> dict[str, 
     """`train`, with status.json kept up to date; None where a job of a sweep failed."""
     hydra_config = HydraConfig.get()
     overrides = hydra_config.overrides.task
-    write_status(folder, "running", overrides)
+    end = OrderlyEnd()
     try:
-        result = train(plain(config), folder)
+        with end:
+            write_status(folder, "running", overrides)
+            result = train(plain(config), folder)
     except (Interrupted, KeyboardInterrupt):
-        write_status(folder, "interrupted", overrides)
+        note_status(folder, "interrupted", overrides)
         again = f"repeat the command with hydra.run.dir={folder} resume=true"
         if sweep:
             again = f"cdep-run resume {hydra_config.sweep.dir}"
         log.warning("interrupted; to go on: %s", again)
+        end.hand_on()
         sys.exit(130)
     except Exception as error:
-        expected = isinstance(error, (CdepError, OmegaConfBaseException))
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
-        if isinstance(error, OmegaConfBaseException):  # its other lines name classes of the program
-            message = message.partition("\n")[0]
-        write_status(folder, "failed", overrides, message)
+        line = in_a_line(error)
+        message = f"{type(error).__name__}: {error}" if line is None else line
+        note_status(folder, "failed", overrides, message)
         log.error("cdep-run: error: %s", message, exc_info=True)
-        if not sweep and expected:
+        if not sweep and line is not None:
             sys.exit(1)
         if not sweep:
             raise
         return None
-    write_status(folder, "finished", overrides)
+    note_status(folder, "finished", overrides)
     return result
+
+
+def note_status(
+    folder: Path, state: str, overrides: Iterable[str], error: str | None = None
+) -> None:
+    """Write the status if the disk lets us; how the run ended matters more."""
+    try:
+        write_status(folder, state, overrides, error)
+    except OSError as problem:
+        log.error("%s", problem)
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -170,6 +186,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     import torch  # not before: it takes seconds, and all of the above is quick
 
+    from cdep_run.results.load import save_model
     from cdep_run.training.balance import class_weights
     from cdep_run.training.checkpoint import Checkpoints
     from cdep_run.training.loop import Trainer, reseed
@@ -206,7 +223,11 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     steps = math.ceil(len(bunch.splits["train"]) / training.batch_size)
     if training.compile is not None:
         model.compile(backend=training.compile)
-    identity = {"config": config, "fingerprint": bunch.fingerprint}
+    identity = {
+        "config": config,
+        "fingerprint": bunch.fingerprint,
+        "threads": torch.get_num_threads(),
+    }
     with StopRequest() as stop, EpochLog(folder, config["training"]["tensorboard"]) as epochs:
         trainer = Trainer(
             model=model,
@@ -227,13 +248,20 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         if state is not None:
             trainer.load_state(state)
             log.info("going on at epoch %d, step %d", *trainer.position())
+            if state.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+                log.warning(
+                    "begun with threads=%d, going on with %d: the last bits of the result may "
+                    "differ from an undisturbed run's",
+                    state["threads"],
+                    torch.get_num_threads(),
+                )
         log.info("training on %s, %d examples", device, len(bunch.splits["train"]))
         trainer.fit()
     result = summary(config, bunch, trainer.progress) | environment(device)
     if bunch.positive is not None:
         add_detection(result, trainer, folder)
-    write_json(folder / RESULT, result)
-    return result
+    result["model"] = save_model(folder, model, bunch)
+    return write_result(folder, result)
 
 
 def add_detection(result: dict[str, Any], trainer: Trainer, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,9 @@ class ArmsSweeper(Sweeper):
         from cdep_run.errors import CdepError
         from cdep_run.files import alone_in
         from cdep_run.sweeps.sweep import Sweep, sweep_manifest
+        from cdep_run.training.signals import handle, raise_interrupt, restore
 
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = handle(raise_interrupt)
         try:
             with alone_in(self.folder):
                 sweep = Sweep(
@@ -57,11 +57,6 @@ class ArmsSweeper(Sweeper):
             print(f"interrupted; to go on: cdep-run resume {self.folder}", file=sys.stderr)
             sys.exit(130)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            restore(before)
         if not done:
             sys.exit(1)
-
-
-def interrupt(*args: object) -> None:
-    """SIGTERM acts as Ctrl-C."""
-    raise KeyboardInterrupt

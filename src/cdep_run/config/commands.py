@@ -142,8 +142,11 @@ def literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{literal(v)}" for key, v in value.items()) + "}"
     text = str(value)
-    plain = re.fullmatch(r"[\w./:+-]+", text) if isinstance(value, str) else True
-    return text if plain else "'" + text.replace("'", "\\'") + "'"
+    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
+        return text
+    # In quotes a backslash is itself, but before a quote it must be doubled, the last one, too.
+    quoted = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{quoted}'"
 
 
 @cache

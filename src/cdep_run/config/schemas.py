@@ -93,6 +93,7 @@ class Config:
     precision: Precision = MISSING
     threads: int | None = MISSING
     data_dir: str = MISSING
+    plugins: list[str] = MISSING
     resume: bool = MISSING
 
 

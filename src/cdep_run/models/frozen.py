@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdep_run.errors import ConfigError
 from cdep_run.models.lite0 import EfficientNetLite0
+from cdep_run.models.rebuild import rebuilt_by
 from cdep_run.models.zoo import replace_head
 
 LITE0 = "efficientnet_lite0"
@@ -108,7 +109,8 @@ def frozen_trunk(
     sequence = nn.Sequential()
     for key, layer in layers.items():
         sequence.add_module(key, layer)
-    return FrozenTrunk(sequence, head, input_shape, [f"model.{wanted}" for wanted in trainable])
+    names = [f"model.{wanted}" for wanted in trainable]
+    return rebuilt_by(FrozenTrunk(sequence, head, input_shape, names), weights=None)
 
 
 def split(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:

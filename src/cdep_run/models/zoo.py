@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdep_run.errors import ConfigError, hub_error
+from cdep_run.models.rebuild import rebuilt_by
 
 
 class Images(nn.Module):
@@ -58,7 +60,7 @@ def torchvision_model(
     quick: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=weights, **({} if weights else quick))
     replace_head(model, num_classes)
-    return Images(model, size)
+    return rebuilt_by(Images(model, size), weights=None)
 
 
 def replace_head(model: nn.Module, num_classes: int) -> None:
@@ -99,7 +101,8 @@ def timm_model(
     if not timm.is_model(name):
         similar = ", ".join(get_close_matches(name, timm.list_models(), 5)) or "no name like it"
         raise ConfigError(f"model.name is {name!r}; timm has {similar}: see timm.list_models()")
-    return Images(timm.create_model(name, pretrained=pretrained, num_classes=num_classes), size)
+    model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    return rebuilt_by(Images(model, size), pretrained=False)
 
 
 class Sentences(nn.Module):
@@ -121,6 +124,7 @@ def hf_model(
     vocab_size: int | None = None,
     padding: int = 0,
     options: Mapping[str, Any] | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A sequence classifier of Hugging Face transformers.
 
@@ -131,6 +135,8 @@ def hf_model(
         vocab_size: of the data: number of token ids; None, and for loaded weights: the model's own.
         padding: of the data: the id of the padding token.
         options: of the model's configuration, such as `{hidden_size: 64}`.
+        architecture: the whole configuration, as a finished run keeps it; nothing else is asked
+            then, and the weights are random.
 
     Raises:
         ConfigError: transformers is not installed, there is no such model, or it has fewer token
@@ -141,13 +147,20 @@ def hf_model(
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as KINDS
     except ImportError as error:
         raise ConfigError("model=hf needs transformers: pip install 'cdep-run[models]'") from error
+    if architecture is not None:
+        return Sentences(
+            AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**architecture)),
+            padding,
+        )
+    if "trust_remote_code" in (options or {}):
+        raise ConfigError("model.options must not name trust_remote_code: it runs others' code")
     settings = {"num_labels": num_classes, "pad_token_id": padding, **(options or {})}
     if name in KINDS:
         if vocab_size is not None:
             settings = {"vocab_size": vocab_size, **settings}
         try:
             config = AutoConfig.for_model(name, **settings)
-            return Sentences(AutoModelForSequenceClassification.from_config(config), padding)
+            return _sentences(AutoModelForSequenceClassification.from_config(config), padding)
         except ValueError as error:
             message = str(error).splitlines()[0][:300]
             raise ConfigError(f"model.name is {name!r}: {message}") from error
@@ -163,4 +176,10 @@ def hf_model(
             f"model {name} knows {known} token ids, but the data have {vocab_size}; their tokens "
             f"are not its own: set dataset.tokenizer={name}"
         )
-    return Sentences(model, padding)
+    return _sentences(model, padding)
+
+
+def _sentences(model: Any, padding: int) -> Sentences:
+    """A transformers model that a finished run builds again by its configuration."""
+    architecture = json.loads(model.config.to_json_string(use_diff=False))
+    return rebuilt_by(Sentences(model, padding), architecture=architecture)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cdep_run.files import safe_name
 from cdep_run.report.collect import Cell, Report
 
 COLOURS = {"none": "#666666", "cdep": "#0072B2", "rrr": "#D55E00", "eg": "#009E73"}
@@ -35,7 +36,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
         title = "\n".join([dataset, *report.common.get(dataset, [])])
         for name, figure in drawn(plt, title, cells):
             for ending in ("svg", "pdf"):
-                written.append(folder / f"{dataset}_{name}.{ending}")
+                written.append(folder / f"{safe_name(dataset)}_{name}.{ending}")
                 figure.savefig(written[-1], bbox_inches="tight")
             plt.close(figure)
     return written

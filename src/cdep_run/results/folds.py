@@ -25,7 +25,7 @@ from cdep_run.config.commands import TITLES, label, overrides
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.files import write_atomic, write_json
 from cdep_run.metrics import DETECTION, Predictions, bootstrap_interval, detection, intervals
-from cdep_run.results.record import PREDICTIONS, read_result
+from cdep_run.results.record import PREDICTIONS, check_file, read_result
 from cdep_run.results.runs import load_runs
 from cdep_run.results.text import markdown_table
 
@@ -102,8 +102,9 @@ def pooled(setting: FoldSetting) -> dict[str, Pooled]:
             raise ConfigError(
                 f"{folder} has no {PREDICTIONS}; it is kept where a class is to be found"
             )
-        table = pd.read_csv(folder / PREDICTIONS, dtype={"id": str})
-        threshold = (read_result(folder) or {})["threshold"]["value"]
+        result = read_result(folder) or {}
+        table = pd.read_csv(check_file(folder, result, PREDICTIONS), dtype={"id": str})
+        threshold = result["threshold"]["value"]
         parts.append(table[table["split"].str.startswith("test")].assign(threshold=threshold))
     whole = pd.concat(parts).sort_values("id", kind="stable")
     found = {}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from cdep_run.config.older import up_to_date
 from cdep_run.config.schemas import config_dir
-from cdep_run.files import read_json, write_atomic, write_json
+from cdep_run.errors import DamagedError
+from cdep_run.files import read_record, sha256_of, write_atomic, write_record
 
 if TYPE_CHECKING:
     from cdep_run.datasets.base import Bunch
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATUS, RESULT, CONFIG, METRICS = "status.json", "result.json", "config.yaml", "metrics.csv"
-PREDICTIONS = "predictions.csv"
+PREDICTIONS, MODEL = "predictions.csv", "model.safetensors"
+KEPT = (CONFIG, METRICS, PREDICTIONS, MODEL)
+"""Files of a finished run whose checksums stand in its result."""
 
 
 def write_status(
@@ -34,13 +37,41 @@ def write_status(
 ) -> None:
     """Note how a job stands: running, finished, failed or interrupted, and its error."""
     status = {"state": state, "overrides": list(overrides), "error": error}
-    write_json(folder / STATUS, status)
+    write_record(folder / STATUS, status)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, its settings under today's names; None: it did not finish."""
-    result = read_json(folder / RESULT)
+    result = read_record(folder / RESULT)
     return result and result | {"config": up_to_date(result["config"])}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write result.json with the checksums of the run's other files; returns what it holds."""
+    there = [name for name in KEPT if (folder / name).is_file()]
+    result = result | {"files": {name: sha256_of(folder / name) for name in there}}
+    write_record(folder / RESULT, result)
+    return result
+
+
+def check_file(folder: Path, result: dict[str, Any], name: str) -> Path:
+    """Return the path of one of a finished run's files, which is as the run wrote it.
+
+    Runs of versions before 0.2 noted no checksums; their files are taken as they are.
+
+    Raises:
+        DamagedError: the file is gone, or is not what the run wrote.
+    """
+    path, expected = folder / name, result.get("files", {}).get(name)
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
+    if expected not in (None, actual):
+        raise DamagedError(
+            f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[:16]}…"
+        )
+    return path
 
 
 def selection_metric(result: dict[str, Any]) -> str:

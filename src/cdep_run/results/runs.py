@@ -17,6 +17,7 @@ import pandas as pd
 from cdep_run.config.commands import defaults
 from cdep_run.config.compare import deciding_settings
 from cdep_run.config.older import up_to_date
+from cdep_run.files import parse_record
 from cdep_run.results.record import RESULT, STATUS, selection_metric
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def records(folders: list[Path], problems: list[str]) -> Iterator[tuple[Path, di
             if file.name in NOT_RECORDS:
                 continue
             try:
-                record = json.loads(file.read_bytes())
+                record = parse_record(file.read_bytes())
             except (OSError, ValueError) as error:
                 problems.append(f"{file}: damaged and left out ({error})")
                 continue
@@ -114,7 +115,7 @@ def json_files(folder: Path) -> Iterator[Path]:
 def status(file: Path) -> tuple[str, str]:
     """What a status.json says: the state, and the error in parentheses if there was one."""
     try:
-        said = json.loads(file.read_bytes())
+        said = parse_record(file.read_bytes())
         return str(said["state"]), f" ({said['error']})" if said.get("error") else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "of unknown state (damaged status.json)", ""

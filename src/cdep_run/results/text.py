@@ -9,8 +9,19 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose head is the first of `rows`; no line break at its end."""
     head, *body = rows
     lines = (head, ["---"] * len(head), *body)
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    escaped = ([markdown_cell(cell) for cell in line] for line in lines)
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+
+
+def markdown_cell(text: str) -> str:
+    """Return text for a cell or a list of Markdown: in one line, and none of it HTML."""
+    one_line = " ".join(text.split())
+    return one_line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def printable(text: str) -> str:
+    """Return text without line breaks and without what would command a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def aligned_table(rows: Sequence[Mapping[str, str]], last: Sequence[str] = ()) -> str:
@@ -21,7 +32,7 @@ def aligned_table(rows: Sequence[Mapping[str, str]], last: Sequence[str] = ()) -
         last: columns that stand at the end; the others stand as they first appear.
     """
     names = [*dict.fromkeys(name for row in rows for name in row if name not in last), *last]
-    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    cells = [names, *([printable(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cdep_run.errors import CdepError, ConfigError
-from cdep_run.files import at_work_in, read_json, write_json
+from cdep_run.errors import CdepError, DamagedError
+from cdep_run.files import at_work_in, read_record, write_record
 from cdep_run.results.record import RESULT, STATUS, selection_metric
 from cdep_run.results.text import aligned_table
 
@@ -51,14 +51,14 @@ class Entry:
             return
         folder = sweep / self.folder
         try:
-            if read_json(folder / RESULT) is not None:
+            if read_record(folder / RESULT) is not None:
                 self.state, self.record, self.error = "completed", str(folder / RESULT), None
                 return
-            status = read_json(folder / STATUS) or {"state": "pending", "error": None}
+            status = read_record(folder / STATUS) or {"state": "pending", "error": None}
             self.state, self.error = status["state"], status["error"]
-        except (ConfigError, KeyError, TypeError) as error:
+        except (CdepError, OSError, KeyError, TypeError) as error:
             self.state = "failed"
-            known = isinstance(error, ConfigError)
+            known = isinstance(error, (CdepError, OSError))
             self.error = str(error) if known else f"{folder / STATUS} is damaged; delete it"
         if self.state in ("running", "finished"):
             self.state = "in flight" if at_work_in(folder) else "interrupted"
@@ -91,18 +91,20 @@ class Manifest:
         """The manifest in a folder, with its jobs as they stand now; None where there is none.
 
         Raises:
-            ConfigError: the file is damaged.
+            DamagedError: the file is damaged.
         """
         try:
-            content = read_json(folder / MANIFEST)
+            content = read_record(folder / MANIFEST)
             if content is None:
                 return None
             jobs = [Entry(**job) for job in content.pop("jobs")]
             for key in ("updated", "process"):
                 content.pop(key, None)
             manifest = cls(folder=folder, jobs=jobs, **content)
+            if not all(isinstance(word, str) for word in (manifest.cwd, *manifest.command)):
+                raise TypeError("a command is made of words")
         except (CdepError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(
+            raise DamagedError(
                 f"{folder / MANIFEST} is damaged; repeat the command that started the sweep with "
                 f"hydra.sweep.dir={folder}: it finds what is finished or half done there"
             ) from error
@@ -116,7 +118,7 @@ class Manifest:
         """Replace the file, atomically."""
         content = asdict(self) | {"process": os.getpid(), "updated": time.strftime("%FT%T%z")}
         del content["folder"]
-        write_json(self.folder / MANIFEST, content)
+        write_record(self.folder / MANIFEST, content)
 
     def refresh(self, seconds: float = 0.0) -> bool:
         """Read how all jobs stand; those in flight took `seconds` more. Whether any has ended."""
@@ -192,18 +194,28 @@ def jobs_table(manifest: Manifest) -> str:
             error += f" (and {same_error[error] - 1} more jobs)"
         said = " ".join(word for word in entry.overrides if word not in common)
         where = entry.record if entry.state == "skipped" else entry.folder
-        row = {"state": entry.state, "settings": said} | scores(entry)
-        rows.append(row | {"folder": where or "", "error": error})
+        row = {"state": entry.state, "settings": said, "folder": where or "", "error": error}
+        rows.append(row | scores(entry))
     return aligned_table(rows, last=("folder", "error"))
 
 
 def scores(entry: Entry) -> dict[str, str]:
-    """Of a finished run: the metric that chooses λ, on its split and on the test."""
-    result = read_json(Path(entry.record)) if entry.record else None
-    if result is None:
+    """Return the metric of a finished run that chooses λ, on its split and on the test.
+
+    What is wrong with its record stands in the place of these.
+    """
+    if not entry.record:
         return {}
-    metric, found = selection_metric(result), {}
-    for split in (result["selection_split"], "test"):
-        value = result["metrics"][split][metric]
-        found[f"{metric} {split}"] = "" if value is None else f"{value:.4f}"
-    return found
+    try:
+        result = read_record(Path(entry.record))
+        if result is None:
+            return {"error": f"{entry.record} is gone"}
+        metric, shown = selection_metric(result), {}
+        for split in (result["selection_split"], "test"):
+            value = result["metrics"][split][metric]
+            shown[f"{metric} {split}"] = "" if value is None else f"{value:.4f}"
+    except (CdepError, OSError) as error:
+        return {"error": str(error)}
+    except (KeyError, TypeError, ValueError) as error:
+        return {"error": f"{entry.record} is no record of this version ({error})"}
+    return shown

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cdep_run.config.commands import defaults
 from cdep_run.config.compare import deciding_settings
 from cdep_run.errors import ConfigError
+from cdep_run.files import safe_name
 from cdep_run.training.build import plain
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Job:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         kept = self.settings
         return (
-            f"{kept['dataset.name']}-{kept['penalty.name']}_{kept['penalty.strength']:g}"
+            f"{safe_name(kept['dataset.name'])}-{safe_name(kept['penalty.name'])}_{kept['penalty.strength']:g}"
             f"-seed{kept['seed']:g}-{digest}"
         )
 

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 
 from cdep_run.config.commands import literal
 from cdep_run.config.overrides import identity, last_of_each
-from cdep_run.errors import CdepError, ConfigError
-from cdep_run.files import read_json
+from cdep_run.errors import CdepError, ConfigError, DamagedError, WriteError
+from cdep_run.files import read_record
 from cdep_run.results.record import STATUS, git_state, write_status
 from cdep_run.results.runs import load_runs, records
 from cdep_run.results.selection import select
@@ -117,7 +117,7 @@ class Sweep:
         """
         try:
             before = Manifest.load(self.manifest.folder)
-        except ConfigError as error:
+        except DamagedError as error:
             log.warning("%s: it is made anew", str(error).partition(";")[0])
             return None
         resumed = "resume=true" in (argument.lower() for argument in self.arguments)
@@ -181,7 +181,8 @@ class Sweep:
                 write_status(sweep / entry.folder, "pending", overrides)  # it is tried again
                 entry.refresh(sweep)
         else:
-            result = read_json(job.record)
+            result = read_record(job.record)
+            assert result is not None  # found a moment ago
             entry.state, entry.record = "skipped", str(job.record)
             entry.seconds = result["epochs"] * result["seconds_per_epoch"]
         return entry
@@ -241,7 +242,14 @@ class Sweep:
         """Bring the manifest up to date."""
         waiting = [entry for grid in self.grids for entry in grid.waiting]
         self.manifest.jobs = [*self.entries.values(), *waiting]
-        self.manifest.write()
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write the manifest; a full disk costs the manifest of this moment, not the sweep."""
+        try:
+            self.manifest.write()
+        except WriteError as error:
+            log.error("%s", error)
 
     def start(self, keys: list[str]) -> None:
         """Launch jobs, the manifest kept up to date until all have ended."""
@@ -271,7 +279,7 @@ class Sweep:
             if self.manifest.refresh(seconds):
                 log.info("%s: %s", self.manifest.folder, self.manifest.progress())
             if self.manifest.count() != before:
-                self.manifest.write()
+                self.write_manifest()
 
         def loop() -> None:
             while not ended.wait(LOOK_SECONDS):

@@ -6,6 +6,8 @@ import html
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from cdep_run.files import write_atomic
 from cdep_run.results.text import markdown_table
 from cdep_run.tables.build import Table
@@ -16,6 +18,9 @@ LATEX = {
     **{"λ": r"$\lambda$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≥": r"$\geq$"},
     **{"–": "--", "†": r"\textdagger{}", "✓": r"$\surd$"},
 }
+
+FORMULA = ("=", "+", "-", "@")
+"""What a formula begins with in spreadsheets."""
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:1rem;max-width:75rem}div{overflow-x:auto}"
@@ -29,11 +34,11 @@ def markdown(table: Table) -> str:
     body = [[f"**{text}**" if bold else text for text, bold in row] for row in table.body]
     return "\n\n".join(
         [
-            f"## {table.title}",
+            f"## {one_line(table.title)}",
             markdown_table([table.head, *body]),
-            "\n".join(f"- {note}" for note in table.notes),
+            "\n".join(f"- {one_line(note)}" for note in table.notes),
             *(
-                ["\n".join(f"    {command}" for command in table.commands)]
+                ["\n".join(f"    {one_line(command)}" for command in table.commands)]
                 if table.commands
                 else []
             ),
@@ -60,20 +65,35 @@ def latex(table: Table) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
-            *(f"% {command}" for command in table.commands),
+            *(f"% {one_line(command)}" for command in table.commands),
         ]
     )
 
 
 def tex(text: str) -> str:
     """`text` with what LaTeX would take for a command escaped; `code` in typewriter."""
-    escaped = "".join(LATEX.get(char, char) for char in text)
+    escaped = "".join(LATEX.get(char, char) for char in one_line(text))
     return re.sub(r"`([^`]*)`", r"\\texttt{\1}", escaped)
 
 
 def csv(table: Table) -> str:
-    """One row for each number, in full digits."""
-    return table.numbers.to_csv(index=False)
+    """One row for each number, in full digits; no cell is a formula to a spreadsheet."""
+    return harmless(table.numbers).to_csv(index=False)
+
+
+def harmless(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with an apostrophe before texts that a spreadsheet would compute."""
+
+    def cell(value: object) -> object:
+        starts_a_formula = isinstance(value, str) and value.lstrip().startswith(FORMULA)
+        return f"'{value}" if starts_a_formula else value
+
+    return frame.map(cell)
+
+
+def one_line(text: str) -> str:
+    """Return text without line breaks, which would end a comment, a heading or a cell."""
+    return " ".join(text.split())
 
 
 def page(table: Table) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cdep_run.config.trust import refuse_untrusted_name, refuse_untrusted_object, trust
 from cdep_run.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as dicts, lists, strings and numbers, with everything filled in."""
-    return OmegaConf.to_container(  # type: ignore[return-value]
+    """Return a configuration that the user composed as dicts, lists, strings and numbers.
+
+    Settings may name code of the packages in its `plugins` from now on, see `config.trust`.
+    """
+    filled: Any = OmegaConf.to_container(
         config, resolve=True, throw_on_missing=True, enum_to_str=True
     )
+    trust(filled.get("plugins", ()))
+    return filled
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
@@ -56,15 +62,24 @@ def build_optimizer(node: dict[str, Any], weights: Sequence[torch.Tensor]) -> to
 
 
 def target(node: dict[str, Any]) -> Any:
-    """What `_target_` names."""
-    module, _, name = node["_target_"].rpartition(".")
+    """Import what `_target_` names.
+
+    Raises:
+        TrustError: it is in none of the packages that settings may name, see `config.trust`.
+        ConfigError: it cannot be imported.
+    """
+    name = node["_target_"]
+    refuse_untrusted_name(name)
+    module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        made = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"_target_: {node['_target_']} cannot be imported ({error}); a module of your own must "
+            f"_target_: {name} cannot be imported ({error}); a module of your own must "
             "be installed or lie on PYTHONPATH"
         ) from error
+    refuse_untrusted_object(name, made)
+    return made
 
 
 def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:

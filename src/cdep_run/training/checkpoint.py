@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle  # for the name of its error alone
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.last = folder / "last.pt"
         self.previous = folder / "previous.pt"
+        self.last_is_damaged = False  # as `load` saw it; files are moved when writing alone
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` as the last checkpoint; the one that was last becomes the previous."""
@@ -34,13 +36,17 @@ class Checkpoints:
         self.last.parent.mkdir(exist_ok=True)
         new = self.last.with_name("new.pt")
         write_checked(new, buffer.getvalue())
-        if self.last.exists():
-            os.replace(self.last, self.previous)
+        if self.last.exists():  # a damaged one must not push out the good one before
+            aside = self.last.with_name("damaged.pt")
+            os.replace(self.last, aside if self.last_is_damaged else self.previous)
+        self.last_is_damaged = False
         os.replace(new, self.last)
         sync_folder(self.last.parent)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest undamaged state, tensors on the CPU; None where none was ever written.
+        """Return the newest undamaged state, tensors on the CPU; None where none was ever written.
+
+        Changes no file.
 
         Raises:
             CheckpointError: every file there is damaged.
@@ -51,8 +57,7 @@ class Checkpoints:
                 return _read(path)
             except CheckpointError as error:
                 log.warning("%s", error)
-                if path == self.last:  # or the next save would push out the good one
-                    os.replace(path, path.with_name("damaged.pt"))
+                self.last_is_damaged |= path == self.last
         if found:
             raise CheckpointError(
                 f"no undamaged checkpoint in {self.last.parent}; start the run anew elsewhere"
@@ -65,4 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
         data = read_checked(path)
     except DamagedError as error:
         raise CheckpointError(str(error)) from None
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is no checkpoint of this program ({reason})") from error
