@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cdep_run.config.overrides import last_of_each, sweep_folder, with_first_choices
-from cdep_run.files import alone_in
+from cdep_run.files import alone_in, read_record
 from cdep_run.results.text import aligned_table
 from cdep_run.sweeps import sweep
 from cdep_run.sweeps.manifest import Entry, seconds_left
@@ -165,7 +165,8 @@ def test_finished_runs_elsewhere_are_skipped_if_settings_data_and_code_agree(
     records = sorted(elsewhere.rglob("result.json"))
     (tmp_path / "published").mkdir()
     for number, change in enumerate(({}, {"versions": {"cdep-run": "0.0.1"}}, {"data": None})):
-        record = json.loads(records[number].read_text())
+        record = read_record(records[number])
+        assert record is not None
         if "data" in change:
             change = {"data": record["data"] | {"fingerprint": "0" * 64}}
         (tmp_path / "published" / f"{number}.json").write_text(json.dumps(record | change))

@@ -65,7 +65,8 @@ def resume(arguments: list[str]) -> list[str]:
         )
     shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
     place = f"hydra.sweep.dir={literal(shown)}"
-    return [*(word for word in kept if _name(word) != _name(place)), *added, place]
+    going_on = [*(word for word in kept if _name(word) != _name(place)), *added, place]
+    return sorted(going_on, key=lambda word: not word.startswith("-"))  # flags come first
 
 
 def _joined(words: Iterable[str]) -> list[str]:
