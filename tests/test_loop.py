@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from cdep_run.batch import Batch, Groups
 from cdep_run.config.schemas import Training
 from cdep_run.errors import ConfigError, TrainingError
+from cdep_run.files import read_record, write_record
 from cdep_run.metrics import scores
 from cdep_run.results.load import load
 from cdep_run.results.record import read_result
@@ -189,9 +189,10 @@ def test_a_finished_run_is_loaded_as_it_was_tested(tmp_path: Path, best: bool) -
 
 def test_a_run_whose_data_have_changed_is_not_loaded(tmp_path: Path) -> None:
     run(tmp_path, "training.epochs=1")
-    record = json.loads((tmp_path / "result.json").read_text())
+    record = read_record(tmp_path / "result.json")
+    assert record is not None
     record["config"]["dataset"]["seed"] = 1
-    (tmp_path / "result.json").write_text(json.dumps(record))
+    write_record(tmp_path / "result.json", record)
     with pytest.raises(ConfigError, match="trained on other data"):
         load(tmp_path)
 
