@@ -127,6 +127,15 @@ def test_an_empty_group_costs_nothing_but_cross_entropy(model, batch, name) -> N
     assert PENALTIES[name](model, replace(batch, groups=unknown))[1] == 0
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_value_reads_no_number_of_the_device(model, batch, name) -> None:
+    groups = replace(batch.groups, mask=batch.groups.mask.to("meta"))
+    batch = Batch(batch.inputs.to("meta"), batch.labels.to("meta"), groups)
+    logits, value = PENALTIES[name](model.to("meta"), batch)
+    value.backward()
+    assert logits.is_meta and value.is_meta
+
+
 def linear_batch() -> tuple[nn.Linear, Batch]:
     mask = torch.tensor([[[True, False, True]]])
     return nn.Linear(3, 2), Batch(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), Groups(mask))

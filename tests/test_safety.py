@@ -315,4 +315,3 @@ def test_a_full_disk_ends_a_job_in_a_line_and_the_sweep_goes_on(tmp_path: Path) 
     assert "checkpoints/new.pt: File too large" in manifest["jobs"][0]["error"]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob(f".*{UNFINISHED}"))
-

@@ -180,7 +180,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Run attention and recurrent nets on kernels that have a second derivative.
 
     Fused attention and cuDNN's recurrent nets have none. The plain ones keep every attention weight
-    in memory and cost more time; docs/library.md says how much.
+    in memory and cost more time (docs/penalties.md).
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with ExitStack() as stack:

@@ -25,8 +25,13 @@ def changed(groups: Groups, inputs: Tensor, change: str) -> tuple[Tensor, ...]:
     """
     difference = inputs
     if change == "exchange":
-        difference = inputs - inputs[torch.randperm(len(inputs)).to(inputs.device)]
+        difference = inputs - other_examples(inputs)
     return tuple(inputs - part for part in groups.project(difference).unbind(1))
+
+
+def other_examples(inputs: Tensor) -> Tensor:
+    """Return the inputs `[N, *features]` in a random order, the same one on every device."""
+    return inputs[torch.randperm(len(inputs)).to(inputs.device, non_blocking=True)]
 
 
 def outputs_alike(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cdep_run.attribution import logits_of, statistics_at_rest
 from cdep_run.batch import Batch
 from cdep_run.penalties.base import PenaltyError, groups_of, mean_annotated
+from cdep_run.penalties.counterfactual import other_examples
 
 
 class IntervalBounds:
@@ -49,7 +50,7 @@ class IntervalBounds:
         logits = logits_of(model(inputs))
         size = torch.ones_like(inputs)
         if groups.projection is not None:
-            size = inputs - inputs[torch.randperm(len(inputs)).to(inputs.device)]
+            size = inputs - other_examples(inputs)
         true = F.one_hot(batch.labels, logits.shape[1]).to(torch.bool)
         value = logits.new_zeros(len(inputs))
         with statistics_at_rest(model):

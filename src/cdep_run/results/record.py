@@ -68,9 +68,7 @@ def check_file(folder: Path, result: dict[str, Any], name: str) -> Path:
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
     if expected not in (None, actual):
-        raise DamagedError(
-            f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[:16]}…"
-        )
+        raise DamagedError(f"{path} is damaged: SHA-256 {actual[:16]}… instead of {expected[:16]}…")
     return path
 
 
