@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: reproduce-tables table1 isic bench-segmenter demo test test-gpu bench bench-gpu coverage-models docs clean
+.PHONY: test-faults audit sbom reproduce-tables table1 isic bench-segmenter demo test test-gpu bench bench-gpu coverage-models docs clean
 
 demo: .venv/installed
 	$(BIN)/python -m cdep_run.demo
@@ -46,6 +46,23 @@ table1: .venv/installed
 # packages of that Python, for machines without a network.
 GPU_PYTHON ?=
 ON_GPU = PYTHONPATH=src:tests:$(PYTHONPATH) $(or $(GPU_PYTHON),$(BIN)/python)
+# make test-faults KILLS=100: kills at random moments, flipped bits, full disks, rivals; 10 minutes.
+KILLS ?= 100
+test-faults: export OMP_NUM_THREADS = 1
+test-faults: export KILLS := $(KILLS)
+test-faults: .venv/installed-dev
+	$(BIN)/python -m pytest -rs -s tests/faults
+
+# make audit: whether any version in constraints.txt has a known weakness; asks the network.
+audit: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# make sbom: sbom.json, the list of all that is installed, in the format CycloneDX.
+sbom: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7'
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --of JSON -o sbom.json $(BIN)/python
+
 test-gpu: $(if $(GPU_PYTHON),,.venv/installed-dev)
 	$(ON_GPU) -m pytest -rs tests/test_gpu.py
 

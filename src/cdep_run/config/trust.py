@@ -6,6 +6,7 @@ able to name just anything, such as `os.system`.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -35,6 +36,30 @@ def trust(plugins: Iterable[str]) -> None:
     _plugins.update(plugins)
 
 
+class _Trust(argparse.Action):
+    """Trusts what follows the option."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        trust(values.split(","))
+
+
+def add_plugins_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command that opens finished runs the option `--plugins`."""
+    parser.add_argument(
+        "--plugins",
+        action=_Trust,
+        default=argparse.SUPPRESS,
+        metavar="NAME[,NAME]",
+        help="packages of your own that the runs' settings may name; see docs/trust.md",
+    )
+
+
 def refuse_untrusted_name(name: str) -> None:
     """Refuse to import what no trusted package holds.
 
@@ -45,7 +70,8 @@ def refuse_untrusted_name(name: str) -> None:
         module = name.rpartition(".")[0] or name
         raise TrustError(
             f"_target_: {name} is in none of the packages that settings may name "
-            f"({', '.join((*OURS, *CLASSES))}). If you trust it, say so: plugins=[{module}]"
+            f"({', '.join((*OURS, *CLASSES))}). If you trust it, say so: plugins=[{module}], or "
+            f"--plugins {module} where finished runs are opened"
         )
 
 

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from cdep_run.batch import Groups
+from cdep_run.config.trust import add_plugins_option
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.measure import MEASURES, Found, Options
@@ -159,6 +160,7 @@ def main(words: Sequence[str] | None = None) -> None:
         help=f"what is measured: {', '.join(MEASURES)} (all)",
     )  # fmt: skip
     parser.add_argument("--examples", type=int, default=standard.examples, help="in the figure (6)")
+    add_plugins_option(parser)
     arguments = vars(parser.parse_args(words))
     folders, out = arguments.pop("folders"), arguments.pop("out")
     try:

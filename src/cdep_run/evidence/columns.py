@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cdep_run.config.trust import add_plugins_option
 from cdep_run.datasets.base import Bunch
 from cdep_run.datasets.table import Column
 from cdep_run.errors import CdepError, ConfigError
@@ -287,6 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--split", default="test", help="whose rows")
     parser.add_argument("--out", type=Path, help="write all of it as JSON, too")
+    add_plugins_option(parser)
     given = parser.parse_args(arguments)
     try:
         results = {str(run): column_evidence(*load(run), given.split) for run in given.runs}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.attribution import features, input_gradients
+from cdep_run.config.trust import add_plugins_option
 from cdep_run.datasets.base import Bunch, TensorSplit
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.words import group_scores, load_text, run_name
@@ -217,6 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sentences", type=int, default=300, help="how many are explained word by word"
     )
+    add_plugins_option(parser)
     given = parser.parse_args(arguments)
     try:
         if given.sentences < 1:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cdep_run.cd import decompose
+from cdep_run.config.trust import add_plugins_option
 from cdep_run.datasets.base import Bunch
 from cdep_run.errors import CdepError, ConfigError
 from cdep_run.evidence.explainers import without_last_bias
@@ -229,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--text", action="append", default=[], help="a sentence of your own, words parted by spaces"
     )
     add("--out", type=Path, default=Path("words.html"), help="and .png beside it")
+    add_plugins_option(parser)
     given = parser.parse_args(arguments)
     try:
         for file in write(

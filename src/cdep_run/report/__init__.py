@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cdep_run.config.trust import add_plugins_option
+from cdep_run.console import prepare_streams
 from cdep_run.report.collect import collect
 from cdep_run.report.examples import add_examples
 from cdep_run.report.figures import write_figures
@@ -16,6 +18,7 @@ from cdep_run.report.page import write_page
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of `cdep-report`; without a finished run nothing is written, exit code 1."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="cdep-report", description=__doc__)
     parser.add_argument(
         "folders", type=Path, nargs="+", help="folders with finished runs, at any depth"
@@ -23,6 +26,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
     parser.add_argument("--figures", type=Path, help="folder for the figures as SVG and PDF")
     parser.add_argument("--examples", type=int, default=6, help="images of each data set")
+    add_plugins_option(parser)
     arguments = parser.parse_args(words)
     report = collect(arguments.folders)
     report.command = shlex.join(["cdep-report", *sys.argv[1:]])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cdep_run.console import prepare_streams
 from cdep_run.errors import CdepError
 from cdep_run.results.runs import load_runs
 from cdep_run.results.verdict import verdicts
@@ -20,6 +21,7 @@ from cdep_run.tables.spec import Spec, names, read
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of `cdep-tables`; without a finished run nothing is written, exit code 1."""
+    prepare_streams()
     arguments = parse(words)
     handler = logging.StreamHandler()  # stderr, where each problem of a run is named
     handler.setFormatter(logging.Formatter("cdep-tables: %(message)s"))
