@@ -1,4 +1,4 @@
-"""`make test-faults`: kills, flipped bits, full disks and rivals, on real runs; minutes, not seconds.
+"""`make test-faults`: kills, flipped bits, full disks and rivals, on real runs; takes minutes.
 
 KILLS=100 says how many kills at random moments are tried, SEED=0 which. What is tried and found is
 printed at the end of each test (`pytest -s`).
@@ -39,7 +39,7 @@ WORDS = (
     *("threads=1", "device=cpu", "penalty=rrr", "training.restore_best=true", "training.epochs=3"),
     *("training.checkpoint_seconds=0", "training.resamples=5"),
 )
-SECONDS = ("seconds", "seconds_per_epoch", "peak_memory_bytes")
+SECONDS = ("seconds", "seconds_per_epoch", "peak_memory_bytes", "git")
 
 
 def started(folder: Path, *words: str, before: Callable[[], Any] | None = None) -> int:
@@ -204,7 +204,7 @@ def test_every_flipped_bit_in_a_runs_files_is_found(
     readers: dict[str, Callable[[], Any]] = {
         RESULT: lambda: read_record(place / RESULT),
         STATUS: lambda: read_record(place / STATUS),
-        MODEL: lambda: load_run(place),
+        MODEL: lambda: load_run(place, ["tiny_data"]),
         **{name: lambda name=name: check_file(place, result, name)
            for name in (METRICS, PREDICTIONS, CONFIG)},
     }  # fmt: skip
@@ -388,5 +388,5 @@ def test_weights_are_read_by_any_reader_of_safetensors(
 ) -> None:
     folder, _, _ = undisturbed
     weights = load_file(folder / "run" / MODEL)
-    model = load_run(folder / "run").model
+    model = load_run(folder / "run", ["tiny_data"]).model
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
