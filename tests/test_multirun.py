@@ -67,9 +67,8 @@ def test_a_sweep_without_failures_ends_with_0_and_can_be_asked_to_go_on(tmp_path
 
 
 def test_a_killed_job_in_its_own_process_does_not_end_the_sweep(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed")
     targets = "tiny_data.Killed,tiny_data.Broken,cdep_run.penalties.none.NoPenalty"
-    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.parallel=2", "threads=null")
+    launcher = ("hydra/launcher=processes", "hydra.launcher.parallel=2", "threads=null")
     found = f"hydra.searchpath=[file://{TESTS / 'configs'}]"  # read anew in the job's process
     done = command(*SWEEP, found, f"penalty._target_={targets}", *launcher, cwd=tmp_path)
     assert done.returncode == 1

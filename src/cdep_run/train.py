@@ -36,6 +36,7 @@ from cdep_run.results.record import (
     write_result,
     write_status,
 )
+from cdep_run.sweeps.manifest import MANIFEST
 from cdep_run.training.build import build, build_model, build_optimizer, plain, with_cached_features
 from cdep_run.training.checks import check_data, check_model, warn_if_noise
 from cdep_run.training.device import prepare
@@ -103,6 +104,8 @@ def verb(words: list[str]) -> list[str]:
 def job(config: DictConfig) -> float | None:
     """One run in its own folder, alone there; status.json tells how it ended.
 
+    A run in the folder of a sweep is one of its jobs, also in a process of its own.
+
     In a sweep an error ends this job alone; otherwise it ends the command: one line for what a
     user can mend, a traceback for the rest.
 
@@ -110,7 +113,7 @@ def job(config: DictConfig) -> float | None:
         The selection metric on the selection split, for sweepers that search; None: failed.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (folder.parent / MANIFEST).exists()
     with ExitStack() as stack:
         try:
             stack.enter_context(alone_in(folder, wait=sweep))

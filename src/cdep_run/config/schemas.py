@@ -454,19 +454,17 @@ class RecurrentClassifier:
 
 
 @dataclass
-class SubmititLocal:
-    """`hydra/launcher=submitit_local`: each job of a sweep in a process of its own.
+class Processes:
+    """`hydra/launcher=processes`: each job of a sweep in a process of its own.
 
-    Takes the place of the configuration of the same name in hydra-submitit-launcher, and so has
-    values here: Hydra would hold a YAML file of that name against the other one's types.
+    It has values here, not in a YAML file: `submitit_local` is an older name of it, which
+    hydra-submitit-launcher has, too, and Hydra would hold a file against that one's types.
     """
 
-    _target_: str = "hydra_plugins.cdep_run_launcher.SubmititLocal"
+    _target_: str = "hydra_plugins.cdep_run_launcher.Processes"
     parallel: int = 1  # jobs at the same time; unless `threads` is set they share the cores
-    gpus_per_node: int = 1  # GPUs that a job sees, counted from the first; submitit hides the rest
-    timeout_min: int = 100_000  # minutes until a job is stopped
-    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"  # what the processes print
-    name: str = "cdep-run"
+    gpus_per_job: int = 1  # GPUs that each job sees, apart from those of others; 0: all
+    timeout_min: float = 100_000  # minutes until a job is asked to save and stop
 
 
 class SameCode(Enum):
@@ -526,7 +524,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, node in SCHEMAS.items():
         store.store(name=name, node=node, provider="cdep-run")
-    store.store("submitit_local", SubmititLocal, group="hydra/launcher", provider="cdep-run")
+    for name in ("processes", "submitit_local"):
+        store.store(name, Processes, group="hydra/launcher", provider="cdep-run")
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
     OmegaConf.register_new_resolver("penalty_choices", help_text, replace=True)
 

@@ -60,7 +60,7 @@ class Part:
         """The command line that trains it."""
         if self.parallel > 1:
             several = f"hydra.launcher.parallel={self.parallel}"
-            options = (*options, "hydra/launcher=submitit_local", several)
+            options = (*options, "hydra/launcher=processes", several)
         return own("train", "-m", *self.arguments, *options)
 
     def look(self) -> None:
