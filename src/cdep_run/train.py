@@ -51,7 +51,9 @@ log = logging.getLogger(__name__)
 VERBS = {
     "check": "cdep_run.check:main",
     "evidence": "cdep_run.evidence:main",
+    "export": "cdep_run.deploy.export:main",
     "fix": "cdep_run.sweeps.fix:main",
+    "predict": "cdep_run.deploy.predict:main",
     "report": "cdep_run.report:main",
     "resume": "cdep_run.sweeps.resume:resume",
     "status": "cdep_run.sweeps.resume:status",
@@ -189,6 +191,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     import torch  # not before: it takes seconds, and all of the above is quick
 
+    from cdep_run.deploy.card import NAME as CARD
+    from cdep_run.deploy.card import model_card
     from cdep_run.results.load import save_model
     from cdep_run.training.balance import class_weights
     from cdep_run.training.checkpoint import Checkpoints
@@ -264,6 +268,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if bunch.positive is not None:
         add_detection(result, trainer, folder)
     result["model"] = save_model(folder, model, bunch)
+    write_atomic(folder / CARD, model_card(result).encode())
     return write_result(folder, result)
 
 
