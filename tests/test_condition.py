@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdep_run.cd import condition, decompose
 from cdep_run.cd.condition import TRUSTED
 from cdep_run.cd.kernels.bias import BiasShare
-from cdep_run.penalties.cdep import CDEP, FORMS
+from cdep_run.penalties.cdep import CDEP, pair
 from reference import share_at_most_half
 
 NETS = ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "efficientnet_b0", "shufflenet_v2_x0_5"]
@@ -34,8 +34,8 @@ def test_the_default_has_the_same_gradient_in_float32_and_float64(name):
         twin = copy.deepcopy(model).to(dtype)
         torch.manual_seed(0)  # dropout
         parts = decompose(twin, x.to(dtype), mask, rules=rules)
-        labels, targets = torch.zeros(8, dtype=torch.long), torch.zeros(1)
-        value = FORMS["pair"](parts.relevant, parts.irrelevant, targets, labels).mean()
+        labels = torch.zeros(8, dtype=torch.long)
+        value = pair(parts.relevant[:, None], parts.irrelevant[:, None], labels).mean()
         found = torch.autograd.grad(value, list(twin.parameters()))
         gradients.append(torch.cat([g.flatten().double() for g in found]))
     assert torch.cosine_similarity(*gradients, 0) >= 0.99

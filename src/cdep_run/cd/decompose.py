@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from cdep_run.batch import Box, fit_mask
 from cdep_run.cd.kernels.windows import Windows
-from cdep_run.cd.pair import Pair, Part, gradient_wanted
+from cdep_run.cd.pair import Pair, Part, gradient_wanted, ordinary
 from cdep_run.cd.registry import MissingRuleError, use_variants
+
+MODULE_STATE = vars(nn.Module()).keys() - {"training"}
+"""Names of the attributes in which `nn.Module` keeps its own: hooks, parameters, submodules."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def decompose(
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
         cure = "Decompose the module as it was before torch.jit." if scripted else error.cure
         raise MissingRuleError(error.name, _module_path(model, error), cure) from None
+    finally:
+        _make_state_plain(model)
     output = _logits(output)
     relevant = torch.stack(tuple(output.dense()), 1)
     irrelevant = output.total.unsqueeze(1) - relevant
@@ -147,6 +152,15 @@ def interaction(
     result = together - first - second
     grouped = x.dim() + 1 in (mask_a.dim(), mask_b.dim())
     return result if grouped else result[:, 0]
+
+
+def _make_state_plain(model: nn.Module) -> None:
+    """Make pairs that a forward has left in the model (`self.h = …`) ordinary tensors."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        for holder in (module.__dict__, module._buffers):
+            for name, value in list(holder.items()):
+                if name not in MODULE_STATE and (plain := ordinary(value)) is not value:
+                    holder[name] = plain
 
 
 def _logits(output: Any) -> Pair:

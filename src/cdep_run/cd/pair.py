@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cdep_run.cd import registry
+from cdep_run.cd.kernels.autograd import as_when_deferred, in_checkpoint
 from cdep_run.cd.kernels.windows import LazyTotal, Relevant, Total, Windows, with_totals
 
 Part = Tensor | Windows
@@ -25,6 +26,10 @@ OPERANDS = (
     "exponent",
 )
 """Names of the first arguments of torch functions, in their order: rules get them by position."""
+
+
+NEW_VIEWS = ("transpose", "t", "swapaxes", "swapdims", "squeeze", "unsqueeze")
+"""Ops whose in-place form (`transpose_`) gives a tensor another shape and leaves its memory."""
 
 
 class Pair(torch.Tensor):
@@ -44,10 +49,12 @@ class Pair(torch.Tensor):
         total: the ordinary activation β + γ. Of an integer input (token ids) it is the ids.
         parts: G relevant parts β, one a feature group, each of the total's shape, or `Windows` when
             β is known to be zero outside some rectangles. For an integer input: the bool masks.
+        variants: the variants of rules that were in force where the pair was made.
     """
 
     total: Tensor
     parts: tuple[Part, ...]
+    variants: Mapping[str, str] | None
     _shares_memory: bool = False
     _lazy: tuple[LazyTotal, ...] = ()
 
@@ -56,7 +63,7 @@ class Pair(torch.Tensor):
         self = torch.Tensor._make_wrapper_subclass(
             cls, total.shape, dtype=total.dtype, device=total.device
         )
-        self.total, self.parts = total, parts
+        self.total, self.parts, self.variants = total, parts, registry.chosen()
         return self
 
     def map(self, total: Tensor, fn: Callable[[Tensor], Tensor]) -> Pair:
@@ -110,7 +117,7 @@ class Pair(torch.Tensor):
 
     def lay_out(self) -> tuple[Tensor, ...]:
         """The parts, from now on tensors with the total's strides: a view of it is one of them."""
-        with torch.enable_grad():  # they stay this pair's, where gradients may be wanted again
+        with as_when_deferred():  # they stay this pair's, where gradients may be wanted again
             self.parts = tuple(_laid_out_as(self.total, part) for part in self.parts)
         return self.parts  # type: ignore[return-value]
 
@@ -142,6 +149,11 @@ class Pair(torch.Tensor):
             self.total, self.parts = result.total, result.parts
         return self
 
+    def _look_through(self, view: Pair) -> Pair:
+        """Become `view`, as an op does that changes the shape in place and writes nothing."""
+        self.total, self.parts = view.total, view.parts
+        return self
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Pair(total={self.total!r}, groups={len(self.parts)})"
 
@@ -149,6 +161,14 @@ class Pair(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if _gradient_wanted.get() and not torch.is_grad_enabled():
             _refuse_autograd_functions()
+        if registry.chosen() is None:  # a checkpoint computes again, after `decompose`
+            variants = next(_pairs((args, kwargs))).variants
+            if variants is not None:
+                with registry.use_variants(variants):
+                    return cls.__torch_function__(func, types, args, kwargs)
+        if in_checkpoint():  # which computes the same again: by then all parts are ordinary tensors
+            for pair in _pairs((args, kwargs)):
+                pair.lay_out()
         kwargs = dict(kwargs) if kwargs else {}
         if kwargs:
             if kwargs.pop("out", None) is not None:
@@ -166,6 +186,8 @@ class Pair(torch.Tensor):
                 cure="Make the first with decomposed.new_zeros(...), or write it out of place.",
             )
         written = args[0]
+        if func.__name__ in NEW_VIEWS:
+            return written._look_through(rule(func, *args, **kwargs))
         if written._shares_memory:
             # What the rule keeps for the backward pass must not be what is written to.
             args = (written.map(written.total.clone(), torch.clone), *args[1:])
@@ -251,6 +273,7 @@ class Constant(torch.Tensor):
         if writes and pair is not None and isinstance(target, Constant):
             zeros = torch.zeros_like(target.total)
             target.__class__ = Pair
+            target.variants = pair.variants
             target.parts = (zeros,) * len(pair.parts)
         result = func(*_plain(args), **_plain(kwargs or {}))
         written = isinstance(target, Constant) and result is target.total
@@ -271,6 +294,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _pairs(value: Any) -> Iterator[Pair]:
+    """Every pair in `value`, also inside lists, tuples and dicts."""
+    if isinstance(value, Pair):
+        yield value
+    elif isinstance(value, dict):
+        yield from _pairs(list(value.values()))
+    elif isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        for item in value:
+            yield from _pairs(item)
+
+
 def total_of(value: Any) -> Any:
     """`value` with every `Pair` in it, also inside lists, tuples and dicts, made its total."""
     if isinstance(value, Pair):
@@ -280,4 +314,19 @@ def total_of(value: Any) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: total_of(item) for key, item in value.items()}
+    return value
+
+
+def ordinary(value: Any) -> Any:
+    """`value` itself if no pair or made constant is in it; else with ordinary tensors for them."""
+    if isinstance(value, (Pair, Constant)):
+        return value.total
+    if isinstance(value, dict):
+        items = {key: ordinary(item) for key, item in value.items()}
+        return items if any(items[key] is not value[key] for key in items) else value
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        items_of = [ordinary(item) for item in value]
+        if all(a is b for a, b in zip(items_of, value, strict=True)):
+            return value
+        return type(value)(*items_of) if hasattr(value, "_fields") else type(value)(items_of)
     return value

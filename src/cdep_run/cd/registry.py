@@ -136,6 +136,11 @@ def use_variants(variants: Mapping[str, str]) -> Iterator[None]:
         _variants.reset(token)
 
 
+def chosen() -> Mapping[str, str] | None:
+    """The variants chosen by `use_variants`; None outside of it."""
+    return _variants.get()
+
+
 def variant(name: str) -> str:
     """The variant of rule `name` in force; without a choice the first one of `VARIANTS`."""
     return (_variants.get() or {}).get(name) or next(iter(VARIANTS[name]))

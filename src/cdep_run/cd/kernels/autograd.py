@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,3 +26,23 @@ def run(function: type[torch.autograd.Function], *args: Any) -> Any:
     The way through autograd takes as long as the work itself where the tensors are small.
     """
     return function.apply(*args) if torch.is_grad_enabled() else function.forward(_Unsaved(), *args)
+
+
+def in_checkpoint() -> bool:
+    """Whether a checkpoint, or the like, decides what becomes of tensors that autograd saves."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+@contextmanager
+def as_when_deferred() -> Iterator[None]:
+    """While it lasts, work is done as it would have been when it was put off.
+
+    Gradients are on, and what autograd saves is not counted to a checkpoint that has begun since:
+    when the checkpoint recomputes, the work is done already, and would be missing.
+    """
+    with torch.enable_grad():
+        if not in_checkpoint():
+            yield
+            return
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            yield

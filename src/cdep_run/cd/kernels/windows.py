@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdep_run.cd.kernels.autograd import run
+from cdep_run.cd.kernels.autograd import as_when_deferred, run
 from cdep_run.cd.kernels.geometry import place, spans_of
 from cdep_run.cd.kernels.rectangles import Corner, Inside, Move, Put, Read, Rectangle, cut
 
@@ -41,7 +41,7 @@ class LazyTotal:
 
     def keep(self) -> None:
         """Read a copy from now on: ops in place may write into the total."""
-        with torch.enable_grad():  # as it was when the reading was put off
+        with as_when_deferred():
             self.x = self.x.clone()
 
     def at(self, indices: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Windows:
     def evaluated(self) -> Windows:
         """The same windows with nothing deferred."""
         done = replace(self, deferred=()) if self.deferred else self
-        with torch.enable_grad():  # as it was when they were put off
+        with as_when_deferred():
             for fn, part in self.deferred:
                 done = done._after(fn, part)
         return done

@@ -35,11 +35,43 @@ def symmetric(func, x, *args, **kwargs):
     """
     if func.__name__ == "relu":
         return x.apply(func, lambda rel, before, _: SymmetricReLU.apply(rel, before))
+    if func.__name__ in OVERFLOWING and not _fits(func, x, *args, **kwargs):
+        return difference(func, x, *args, **kwargs)
     at_zero = float(func(torch.zeros((), dtype=x.total.dtype), *args, **kwargs))
     g = CENTRED.get(func.__name__, lambda x: func(x, *args, **kwargs) - at_zero)
     return x.apply(
         lambda t: func(t, *args, **kwargs), lambda *values: symmetric_part(g, at_zero, *values)
     )
+
+
+OVERFLOWING = ["exp", "expm1", "exp2", "sinh", "cosh", "square", "pow", "float_power"]
+"""Functions of which a part's value can be infinite where that of the total is not."""
+
+
+def _fits(func, x: Pair, *args, **kwargs) -> bool:
+    """Whether f of every part is finite wherever f of the total is."""
+    with torch.no_grad():
+        finite = func(x.total, *args, **kwargs).isfinite()
+        values = (func(t, *args, **kwargs) for rel in x.dense() for t in (rel, x.total - rel))
+        return all(bool((value.isfinite() | ~finite).all()) for value in values)
+
+
+def difference(func, x: Pair, *args, **kwargs) -> Pair:
+    """β' = β·(f(t) − f(0)) / t, t = β + γ, and f(0) shared out: finite wherever f(t) is.
+
+    For parts so large, and of opposite sign, that f of them overflows.
+    """
+    total, tiny = func(x.total, *args, **kwargs), torch.finfo(x.dtype).tiny
+    at_zero = func(torch.zeros_like(x.total), *args, **kwargs)
+    safe = torch.where(x.total.abs() < tiny, tiny, x.total)
+    slope = (total - at_zero) / safe
+
+    def part(rel: Tensor) -> Tensor:
+        size = rel.abs() / 2  # halves: the sum of two large sizes is finite
+        share = share_of(size, size + (x.total - rel).abs() / 2)
+        return rel * slope + at_zero * share
+
+    return x.map(total, part)
 
 
 def symmetric_part(g, at_zero, rel, before, after):
@@ -57,8 +89,8 @@ def symmetric_part(g, at_zero, rel, before, after):
 
 
 SYMMETRIC = """tanh sigmoid softsign softplus logsigmoid tanhshrink softshrink hardshrink threshold
-    hardsigmoid abs square exp expm1 erf erfc sin cos tan sinh cosh atan arctan asinh arcsinh
-    deg2rad rad2deg sinc log1p logit sign sgn round floor ceil trunc frac"""
+    hardsigmoid abs square exp expm1 erf erfc sin cos tan sinh cosh exp2 atan arctan asinh arcsinh
+    deg2rad rad2deg sinc log1p sign sgn round floor ceil trunc frac"""
 
 register_rule(*SYMMETRIC.split())(symmetric)
 
@@ -144,7 +176,13 @@ def scaled(func, x, *args, **kwargs):
     return x.map(total, lambda rel: rel * slope)
 
 
-register_rule("sqrt", "log", "log2", "log10", "asin", "acos", "atanh", "acosh", "xlogy")(scaled)
+register_rule("sqrt", "log", "log2", "log10", "asin", "atanh", "acosh", "logit", "xlogy")(scaled)
+
+
+@register_rule("acos", "arccos")
+def arccosine(func, x):
+    """π/2 − asin x, which is 0 at 0; π/2 is shared out like a bias."""
+    return math.pi / 2 - torch.asin(x)
 
 
 @register_rule("pow", "float_power")

@@ -39,7 +39,7 @@ MOVES = """flatten unflatten reshape view permute transpose t movedim moveaxis s
     repeat_interleave expand_as view_as reshape_as select gather take take_along_dim
     masked_select unfold fold diagonal diag tril triu diag_embed atleast_1d atleast_2d atleast_3d
     adjoint as_strided unsafe_chunk unsafe_split requires_grad_ conj view_as_real view_as_complex
-    sum mean cumsum nansum nanmean trace positive nan_to_num diff trapezoid trapz
+    sum mean cumsum trace positive trapezoid trapz
     gradient stft istft
     interpolate upsample upsample_nearest upsample_bilinear grid_sample affine_grid
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
@@ -69,6 +69,35 @@ def casts(func, x, *args, **kwargs):
     if total.is_floating_point():
         return x.map(total, lambda mask: total * mask.to(total.device))
     return total  # numbers rounded to integers are indices: nothing is relevant in them
+
+
+@register_rule("diff")
+def differences(func, x, n=1, dim=-1, prepend=None, append=None):
+    """Differences of neighbours; what stands before and behind is joined to x by `cat` first."""
+    pieces = [t for t in (prepend, x, append) if t is not None]
+    return moves(func, torch.cat(pieces, dim) if len(pieces) > 1 else x, n, dim)
+
+
+@register_rule("nansum", "nanmean")
+def skips_nan(func, x, *args, **kwargs):
+    """Sums and means of the entries where the total is a number: part by part, the same entries."""
+    number = ~x.total.isnan()
+    total = func(x.total, *args, **kwargs)
+
+    def part(rel):
+        added = torch.sum(rel.where(number, 0), *args, **kwargs)
+        if func.__name__ == "nansum":
+            return added
+        return added / torch.sum(number, *args, **kwargs)
+
+    return x.map(total, part)
+
+
+@register_rule("nan_to_num")
+def replaces_nan(func, x, *args, **kwargs):
+    """What is written for NaN and ±∞ is a constant: nothing is relevant there."""
+    finite = x.total.isfinite()
+    return x.map(func(x.total, *args, **kwargs), lambda rel: rel.where(finite, 0))
 
 
 @register_rule("pad")

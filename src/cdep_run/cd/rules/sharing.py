@@ -44,7 +44,8 @@ def share_bias(
     Returns:
         The total with the constant, and the parts β'; 0 wherever β is 0.
     """
-    if bias.numel() > 1 and bias.shape[-2:] != (1, 1):  # differs from place to place
+    of_channels = bias.shape[-2:] == (1, 1) and (bias.dim() < 4 or bias.shape[0] == 1)
+    if bias.numel() > 1 and not of_channels:  # differs from place to place or between examples
         pair = pair.densified()  # windows know constants a channel alone
     constant, shared = bias.to(pair.total.dtype), variant("relu") != "last"
 
