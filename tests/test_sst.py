@@ -332,7 +332,7 @@ def rows_of(file: Path, words: list[str]) -> dict[str, list[float]]:
         b"\xef\xbb\xbfthe 1 2.5\nnew york 3 4\na -5 6e1\n",
         b"3 2\r\nthe 1 2.5 \r\nnew york 3 4 \r\na -5 6e1 \r\n",
         b"the 1 2.5\n\xff 7 8\nnew york 3 4\n 9 9\na 0 0\na -5 6e1\n",
-        gzip.compress(b"the 1 2.5\nnew york 3 4\na -5 6e1\n"),
+        gzip.compress(b"the 1 2.5\nnew york 3 4\na -5 6e1\n", mtime=0),
     ],
 )
 def test_vectors_of_every_form_are_read(tmp_path: Path, content: bytes) -> None:
@@ -357,7 +357,7 @@ def test_many_vectors_are_read_to_the_last(tmp_path: Path) -> None:
         (b"the 1 2\n\na 1 2\n", "line 2 holds a word and 0 numbers"),
         (b"the\na\n", "line 1 holds no numbers"),
         (b"\xff\xfet\0h\0e\0\n\0", "UTF-16"),
-        (gzip.compress(b"the 1 2\n" * 99)[:-9], "damaged or cut off"),
+        (gzip.compress(b"the 1 2\n" * 99, mtime=0)[:-9], "damaged or cut off"),
     ],
 )
 def test_vectors_that_do_not_fit_are_named_with_line_and_cure(
@@ -384,10 +384,10 @@ def test_damaged_caches_are_named_and_made_anew(data: Path, caplog) -> None:
 def test_packed_files_that_lie_there_are_used_without_a_network(data: Path) -> None:
     whole, trees = decoy(data).fingerprint, data / "sst" / "trees"
     (data / "glove" / "tiny.txt.gz").write_bytes(
-        gzip.compress((data / "glove" / "tiny.txt").read_bytes())
+        gzip.compress((data / "glove" / "tiny.txt").read_bytes(), mtime=0)
     )
     (data / "glove" / "tiny.txt").unlink()
-    (trees / "dev.txt.gz").write_bytes(gzip.compress((trees / "dev.txt").read_bytes()))
+    (trees / "dev.txt.gz").write_bytes(gzip.compress((trees / "dev.txt").read_bytes(), mtime=0))
     with zipfile.ZipFile(data / "sst" / "trainDevTestTrees_PTB.zip", "w") as archive:
         for part in ("train", "test"):
             archive.write(trees / f"{part}.txt", f"trees/{part}.txt")
@@ -429,10 +429,10 @@ def test_archives_are_unpacked_within_bounds(tmp_path: Path, members, message: s
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
     trees = tmp_path / "sst" / "trees"
     trees.mkdir(parents=True)
-    (trees / "train.txt.gz").write_bytes(gzip.compress(b"tree" * 99)[:-5])
+    (trees / "train.txt.gz").write_bytes(gzip.compress(b"tree" * 99, mtime=0)[:-5])
     with pytest.raises(DataError, match=r"train\.txt\.gz is damaged"):
         treebank.treebank(tmp_path, False, True, tmp_path / "kept")
-    (trees / "train.txt.gz").write_bytes(gzip.compress(bytes(9 << 20)))
+    (trees / "train.txt.gz").write_bytes(gzip.compress(bytes(9 << 20), mtime=0))
     with pytest.raises(DataError, match="far more"):
         treebank.treebank(tmp_path, False, True, tmp_path / "kept")
     (trees / "train.txt.gz").unlink()
