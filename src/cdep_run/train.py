@@ -241,6 +241,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             optimizer=optimizer,
             penalty=penalty,
             strength=config["penalty"]["strength"],
+            every=config["penalty"].get("every", 1),
             bunch=bunch,
             training=training,
             seed=config["seed"],

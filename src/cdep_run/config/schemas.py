@@ -246,11 +246,12 @@ class Text(UserTable):
 
 @dataclass
 class Penalty:
-    """What every penalty has: its λ."""
+    """What every penalty has: its λ, and how often it is paid."""
 
     name: str = MISSING
     _target_: str = MISSING
     strength: float = MISSING
+    every: int = 1  # as for a penalty of a user's own, without a type, that does not say
 
 
 def choice(name: str, choices: Iterable[str]) -> Any:
@@ -550,6 +551,7 @@ def check(config: dict[str, Any]) -> None:
     check_advice(config["dataset"].get("penalties") or {})
     rules = [
         ("penalty.strength", config["penalty"]["strength"], 0, "0 or more (λ; 0 switches it off)"),
+        ("penalty.every", config["penalty"].get("every", 1), 1, "1 or more (1: at each step)"),
         ("optimizer.lr", config["optimizer"]["lr"], 0, "0 or more"),
         ("training.batch_size", training["batch_size"], 1, "1 or more"),
         ("training.evaluation_batch_size", training["evaluation_batch_size"], 1, "1 or more"),

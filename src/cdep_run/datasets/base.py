@@ -61,6 +61,15 @@ class TensorSplit:
         groups = self.annotation(index) if self.annotation else None
         return Batch(self.prepare(self.inputs[index], labels), labels, groups)
 
+    def batch_without_groups(self, index: Tensor) -> Batch:
+        """As `batch`, for a step that asks for no groups: a subclass may spare making them."""
+        return self.batch(index)
+
+    def annotates(self, index: Tensor) -> bool:
+        """Whether any of these examples has groups; True where only their batch can tell."""
+        holds = getattr(self.annotation, "holds", None)
+        return holds is None or holds(index)
+
     def check(self) -> None:
         """Refuse inputs that turn out to be unreadable only when asked for; tensors never are."""
 

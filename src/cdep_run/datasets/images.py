@@ -172,6 +172,10 @@ class PixelSplit(KeyedImages):
         self._following = {id(a): b for a, b in pairwise(order)}
         self._kept = order  # so that their ids stay theirs
 
+    def annotates(self, index: Tensor) -> bool:
+        """As in `TensorSplit`: whether any of these images has a mask."""
+        return not self.knows_groups or bool(self.patched[index.to(self.patched.device)].any())
+
     def batch(self, index: Tensor) -> Batch:
         """Standardised images `[n, 3, H, W]`; masks `[n, G, 1, H, W]` where there are groups."""
         pixels, masks = self._take(index)

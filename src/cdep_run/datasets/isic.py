@@ -64,6 +64,10 @@ class ImageSplit(KeyedImages):
         self.patched = torch.tensor([p is not None for p in self.mask_paths], dtype=torch.bool)
         self.knows_groups = bool(self.patched.any())
 
+    def annotates(self, index: Tensor) -> bool:
+        """As in `TensorSplit`: whether any of these images has a mask."""
+        return not self.knows_groups or bool(self.patched[index.to(self.patched.device)].any())
+
     def batch(self, index: Tensor) -> Batch:
         """Images in [−1, 1] `[n, 3, size, size]`, and where the sticker is."""
         places = index.tolist()

@@ -312,6 +312,11 @@ class Projected:
         self.projection, self.masks = projection, masks
         self.everywhere = Groups(torch.ones(1, 1, *(1,) * dimensions, dtype=torch.bool))
 
+    def holds(self, index: Tensor) -> bool:
+        """Whether any of the examples at `index` is annotated; True where nothing is known."""
+        holds = getattr(self.masks, "holds", None)
+        return holds is None or holds(index)
+
     def __call__(self, index: Tensor) -> Groups:
         """Groups with the projection, on the device of `index`."""
         if self.everywhere.mask.device != index.device:

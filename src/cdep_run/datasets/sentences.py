@@ -42,6 +42,11 @@ class TokenGroups:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
+        self.marked = mask.flatten(1).any(1).numpy()  # on the host: asking does not wait
+
+    def holds(self, index: Tensor) -> bool:
+        """Whether any of the sentences at `index`, best on the CPU, has a group."""
+        return bool(self.marked[index.cpu().numpy()].any())
 
     def __call__(self, index: Tensor) -> Groups:
         """Groups with a mask `[n, G, T]`."""

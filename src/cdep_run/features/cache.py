@@ -58,10 +58,18 @@ class FeatureSplit(TensorSplit):
         pairs = zip(pair_keys(split), self.patched.tolist(), strict=True)
         self.relevant_rows = torch.tensor([relevant.index.get(k, 0) if p else 0 for k, p in pairs])
 
+    def annotates(self, index: Tensor) -> bool:
+        """As in `TensorSplit`: whether any of these images has a mask."""
+        return bool(self.patched[index.to(self.patched.device)].any())
+
+    def batch_without_groups(self, index: Tensor) -> Batch:
+        """Features `[n, F]` alone."""
+        return Batch(self.inputs[self.rows[index]], self.labels[index])
+
     def batch(self, index: Tensor) -> Batch:
         """Features `[n, F]`; of images with a sticker the relevant part, of the others 0."""
-        inputs = self.inputs[self.rows[index]]
-        groups = None
+        batch = self.batch_without_groups(index)
+        inputs, groups = batch.inputs, None
         if self.knows_groups:
             there = self.patched[index]
             relevant = inputs.new_zeros(len(inputs), self.group_count, inputs.shape[1])
@@ -70,7 +78,7 @@ class FeatureSplit(TensorSplit):
             mask = there[:, None, None].expand(-1, self.group_count, -1)
             groups = Groups(mask, annotated=there, relevant=relevant)
         images = self.images.batch(index[self.patched[index]]) if self.images else None
-        return Batch(inputs, self.labels[index], groups, images)
+        return replace(batch, groups=groups, images=images)
 
     def to(self, device: torch.device | str) -> TensorSplit:
         """A copy with its own rows on `device`; on the CPU they stay in the file."""

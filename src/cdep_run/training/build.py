@@ -38,7 +38,7 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
     Raises:
         ConfigError: it cannot be imported, or has no such arguments.
     """
-    not_arguments = ("_target_", "name", "strength", "penalties")
+    not_arguments = ("_target_", "name", "strength", "every", "penalties")
     arguments = {key: value for key, value in node.items() if key not in not_arguments} | extra
     made = target(node)
     with suppress(ValueError):  # of a function in C the arguments are not known

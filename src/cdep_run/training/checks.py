@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from cdep_run.errors import ConfigError
@@ -58,7 +59,8 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
 
     Raises:
         ConfigError: batch larger than the data, a monitor that no split has, a compiled model
-            under a penalty, no groups, or a mask of the wrong shape.
+            under a penalty, a penalty paid in no step of an epoch, no groups, or a mask of the
+            wrong shape.
         DataError: a projection that is no linear map of the inputs, or of nothing or all of them.
     """
     split, wanted = bunch.splits["train"], config["training"]["batch_size"]
@@ -67,7 +69,15 @@ def check_data(config: dict[str, Any], bunch: Bunch, penalty: Any) -> None:
             f"training.batch_size is {wanted}, but {bunch.name} has {len(split)} training examples"
         )
     check_monitor(config["training"]["monitor"], bunch)
-    if config["penalty"]["strength"] == 0 or not penalty.needs_groups:
+    if config["penalty"]["strength"] == 0:
+        return
+    steps, every = math.ceil(len(split) / wanted), config["penalty"].get("every", 1)
+    if every > steps:
+        raise ConfigError(
+            f"penalty.every is {every}, but an epoch of {bunch.name} has {steps} steps, and each "
+            "epoch should pay the penalty; choose fewer, or a smaller training.batch_size"
+        )
+    if not penalty.needs_groups:
         return
     if config["training"]["compile"] is not None:
         raise ConfigError(

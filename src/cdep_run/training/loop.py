@@ -42,6 +42,7 @@ class Progress:
     examples: int = 0  # examples summed in the epoch under way
     sums: list[float] = field(default_factory=lambda: [0.0] * len(SUMMED))
     seconds: float = 0.0  # spent training in the epoch under way
+    counted: int = 0  # batches so far that hold what the penalty asks for
     best_epoch: int = 0
     best_value: float | None = None  # of what `training.monitor` names, in the best epoch
     history: list[Row] = field(default_factory=list)  # one row for each finished epoch
@@ -69,6 +70,7 @@ class Trainer:
         optimizer: over the model's parameters.
         penalty: `penalty(model, batch) -> (logits, value)`; not called where `strength` is 0.
         strength: λ.
+        every: k, the penalty is taken of every k-th batch, with the weight k·λ.
         bunch: the data; trains on `train`, stops early by `val`, evaluates every split.
         training: see `configs/train.yaml`.
         seed: with epoch and step it seeds everything drawn.
@@ -97,9 +99,10 @@ class Trainer:
         class_weights: Tensor | None = None,
         scheduler: LRScheduler | None = None,
         average: AveragedModel | None = None,
+        every: int = 1,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.penalty, self.strength = penalty, strength
+        self.penalty, self.strength, self.every = penalty, strength, every
         self.bunch, self.training, self.seed, self.autocast = bunch, training, seed, autocast
         self.save, self.report, self.stop = save, report, stop
         self.class_weights, self.scheduler, self.average = class_weights, scheduler, average
@@ -136,12 +139,28 @@ class Trainer:
         self.model.train()
         for step in range(progress.step, len(order)):
             reseed(self.seed, progress.epoch, step)
-            self.pending.append((len(order[step]), self.train_step(split.batch(order[step]))))
+            penalised = self.penalty_is_due(order[step])
+            batch = (split.batch if penalised else split.batch_without_groups)(order[step])
+            self.pending.append((len(order[step]), self.train_step(batch, penalised)))
             progress.step = step + 1
             self.after_step(pace)
         self.read_pending()
         progress.seconds = pace.seconds()
         self.check_weights()
+
+    def penalty_is_due(self, index: Tensor) -> bool:
+        """Whether the step on this batch pays the penalty: every k-th batch that can.
+
+        A batch without any annotated example, where the data can tell that beforehand, has no
+        penalty and does not count. Lazy regularisation: Karras et al. 2020 (StyleGAN2), Sec. 3.1.
+        """
+        if self.strength == 0:
+            return False
+        asks = getattr(self.penalty, "needs_groups", True)
+        if asks and not self.bunch.splits["train"].annotates(index):
+            return False
+        self.progress.counted += 1
+        return (self.progress.counted - 1) % self.every == 0
 
     def order(self) -> list[Tensor]:
         """The index of each batch of the epoch under way."""
@@ -169,14 +188,20 @@ class Trainer:
             with pace.writing():
                 self.checkpoint()
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the summands named in `SUMMED` `[4]`, left on the device."""
+    def train_step(self, batch: Batch, penalised: bool = True) -> Tensor:
+        """One optimiser step; the summands named in `SUMMED` `[4]`, left on the device.
+
+        `penalised`: whether it pays the penalty, which then counts `every` times, for the steps
+        that do not; the mean of the summands over all steps stays an estimate of the penalty.
+        """
+        penalised = penalised and self.strength != 0
         with self.autocast():
-            if self.strength == 0:
+            if penalised:
+                logits, value = self.penalty(self.model, batch)
+                value = value * self.every if self.every > 1 else value
+            else:
                 logits = self.model(batch.inputs)
                 value = logits.new_zeros(())
-            else:
-                logits, value = self.penalty(self.model, batch)
         logits = logits.float()
         task_loss = F.cross_entropy(
             logits,
@@ -184,9 +209,9 @@ class Trainer:
             self.class_weights,
             label_smoothing=self.training.label_smoothing,
         )
-        loss = task_loss + self.strength * value if self.strength else task_loss
+        loss = task_loss + self.strength * value if penalised else task_loss
         self.optimizer.zero_grad()
-        if self.strength:  # not into inputs: penalties that take their gradient would pay twice
+        if penalised:  # not into inputs: penalties that take their gradient would pay twice
             loss.backward(inputs=self.trained)
         else:  # re-entrant checkpointing refuses a backward pass into chosen tensors
             loss.backward()
