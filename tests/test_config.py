@@ -42,7 +42,7 @@ def test_every_choice_names_arguments_that_its_target_has(choice: str) -> None:
     node = plain(composed(choice))[group]
     module, _, name = node.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), name)
-    for key in ("strength", "penalties", *(() if group == "model" else ("name",))):
+    for key in ("strength", "every", "penalties", *(() if group == "model" else ("name",))):
         node.pop(key, None)
     extra: dict[str, Any] = {
         "model": {"input_shape": (1, 28, 28), "num_classes": 10},

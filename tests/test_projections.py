@@ -321,7 +321,7 @@ def test_the_setting_chooses_masks_a_map_or_a_map_inside_masks():
 
 def test_rrr_of_the_published_code_knows_no_projection(model, batch):
     with pytest.raises(CdepError, match="chroma"):
-        RRR("code")(model, batch)
+        RRR("published")(model, batch)
 
 
 def test_unit_lengths_do_not_matter_and_repeated_directions_count_once():

@@ -191,6 +191,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     import torch  # not before: it takes seconds, and all of the above is quick
 
+    from cdep_run.datasets.counterfactual import with_counterfactual
     from cdep_run.deploy.card import NAME as CARD
     from cdep_run.deploy.card import model_card
     from cdep_run.results.load import save_model
@@ -210,6 +211,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         refuse_changes(state["config"], config)
     device = prepare(config["device"], config["threads"])
     bunch = build(config["dataset"]).to(device)
+    bunch = with_counterfactual(bunch, config["training"]["counterfactual_val"])
     if state is not None and state["fingerprint"] != bunch.fingerprint:
         raise CheckpointError(f"{folder} was trained on other data: their fingerprints differ")
     penalty = build(config["penalty"])
@@ -279,7 +281,9 @@ def add_detection(result: dict[str, Any], trainer: Trainer, folder: Path) -> Non
 
     predictions = trainer.predictions()
     write_predictions(folder, predictions)
-    chosen_on, resamples = result["selection_split"], result["config"]["training"]["resamples"]
+    worst_of = trainer.bunch.worst_of  # no split of its own: the threshold is that of its first
+    chosen_on = worst_of[0] if worst_of is not None else result["selection_split"]
+    resamples = result["config"]["training"]["resamples"]
     found = judge(predictions, chosen_on, resamples, result["seed"])
     for split, values in found.pop("metrics").items():
         result["metrics"][split] |= values

@@ -50,6 +50,13 @@ class Sampling(Enum):
     balanced = "balanced"
 
 
+class Counterfactual(Enum):
+    """What becomes of the groups that must not matter in `val_counterfactual`."""
+
+    remove = "remove"
+    exchange = "exchange"
+
+
 @dataclass
 class Training:
     """How long and in what portions the loop trains; explained in `configs/train.yaml`."""
@@ -69,6 +76,7 @@ class Training:
     average: Averaging | None = MISSING
     average_decay: float = MISSING
     average_from: int = MISSING
+    counterfactual_val: Counterfactual | None = MISSING
     channels_last: bool = MISSING
     compile: str | None = MISSING
     evaluation_batch_size: int = MISSING

@@ -138,6 +138,8 @@ class Bunch:
         vectors: float `[V, D]`, of text: what the embedding of each token starts from.
         vocabulary: of text: the words or sub-words, V of them, by their token ids.
         padding: of text: the token id that fills up short sentences.
+        worst_of: two splits; the worse of their metrics are those of "val_worst", which may be the
+            selection split. None: there is no such pair.
         selection_metric: by which λ is chosen on `selection_split`; one of `metrics.scores`.
         positive: of two classes, what class 1 is called where the task is to find it: a run then
             keeps its predictions and judges them by `metrics.detection`, with intervals on the
@@ -167,6 +169,7 @@ class Bunch:
     classes: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
     group_names: list[str] | None = None
+    worst_of: tuple[str, str] | None = None
 
     def to(self, device: torch.device | str) -> Bunch:
         """A copy with all splits on `device`."""

@@ -140,7 +140,7 @@ def from_cache(
         name: FeatureSplit(split, features, relevant, images and name == "train")
         for name, split in splits.items()
     }
-    result = replace(bunch, splits={**kept}, input_shape=(model.features,))
+    result = replace(bunch, splits={**bunch.splits, **kept}, input_shape=(model.features,))
     return result.to(cache.device)
 
 

@@ -144,11 +144,13 @@ def check_monitor(monitor: str, bunch: Bunch) -> None:
     Raises:
         ConfigError: says which splits and metrics there are.
     """
+    from cdep_run.datasets.counterfactual import WORST
     from cdep_run.metrics import SCORES, SUBSET_SCORES
     from cdep_run.training.loop import SUMMED
 
     split, _, metric = monitor.partition("/")
-    watched = bunch.splits.get(split)
+    worst = bunch.worst_of is not None and split == WORST
+    watched = bunch.splits[bunch.worst_of[0]] if worst else bunch.splits.get(split)  # type: ignore[index]
     subsets = SUBSET_SCORES if watched is not None and watched.present is not None else ()
     known = SUMMED if split == "train" else (*SCORES, *subsets)
     if watched is None or metric not in known:

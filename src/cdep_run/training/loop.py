@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cdep_run.batch import Batch
 from cdep_run.config.schemas import Training
 from cdep_run.datasets.base import Bunch, TensorSplit
+from cdep_run.datasets.counterfactual import WORST, worst
 from cdep_run.errors import TrainingError
 from cdep_run.metrics import LOWER_IS_BETTER, Predictions, scores, subset_scores
 from cdep_run.training.balance import balanced_order
@@ -310,6 +311,8 @@ class Trainer:
                 found[name] = scores(logits, labels, weights)
                 if split.present is not None:
                     found[name] |= subset_scores(logits, labels, split.present)
+        if self.bunch.worst_of is not None:
+            found[WORST] = worst(*(found[name] for name in self.bunch.worst_of))
         return found
 
     def predictions(self) -> dict[str, Predictions]:
