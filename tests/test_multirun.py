@@ -111,6 +111,21 @@ def test_each_arm_has_its_grid_none_is_one_run_a_seed_and_stage_two_uses_the_cho
     assert states(sweep) == [*done, "completed", "interrupted", *done, "pending", "pending"]
 
 
+def test_a_grid_on_two_seeds_chooses_by_one_standard_error(tmp_path: Path) -> None:
+    rule = "hydra.sweeper.strength_rule=one_standard_error"
+    few = inside(*STUDY, rule, cwd=tmp_path)
+    assert few.returncode == 1 and "needs 2 or more" in few.stderr
+    words = (*STUDY, rule, "hydra.sweeper.strength_seeds=2", "penalty=none,rrr")
+    done = inside(*words, "training.epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sweep = next((tmp_path / "outputs/sweeps").glob("study-*"))
+    choice = manifest(sweep)["choices"]["rrr"]
+    assert choice["rule"] == "one_standard_error" and choice["seeds"] == 2
+    ran = [" ".join(job.split()[:3]) for job in jobs(sweep)]
+    assert len(ran) == len(set(ran)) == 3 + 4 + 1
+    assert ran[-1] == f"penalty=rrr penalty.strength={choice['strength']:g} seed=2"
+
+
 def test_the_command_line_picks_arms_and_overrides_all_jobs(tmp_path: Path) -> None:
     words = ("penalty=none,rrr", "seed=range(2)", "training.epochs=1", "penalty.strength=5,7")
     inside(*STUDY, *words, "hydra.sweeper.plan_only=true", cwd=tmp_path)

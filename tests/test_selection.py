@@ -90,3 +90,20 @@ def test_the_record_says_which_metric_decides(tmp_path):
 def test_of_no_runs_nothing_is_chosen(tmp_path, by):
     runs = load_runs(tmp_path)
     assert len(select(runs, by)) == 0 and len(chosen(runs, by)) == 0
+
+
+def test_one_standard_error_takes_the_strongest_lambda_near_the_best(tmp_path):
+    """The best mean is 0.7 ± 0.1 (seeds 0.6 and 0.8): 0.6 is near, 0.59 is not."""
+    grid(tmp_path, {1: [0.6, 0.8], 10: [0.55, 0.65], 100: [0.58, 0.6], 0.1: [0.7, 0.7]})
+    assert picked(tmp_path) == [0.1]
+    near = {"rule": "one_standard_error"}
+    assert picked(tmp_path, **near) == [1]  # an error of 0, and the same mean
+    grid(tmp_path, {0.1: [0.5, 0.5]})
+    assert picked(tmp_path, **near) == [10]
+    table = select(load_runs(tmp_path)).set_index("strength")
+    assert table.loc[1, "error"] == pytest.approx(0.1)
+
+
+def test_with_one_seed_both_rules_are_the_same(tmp_path):
+    grid(tmp_path, {1: [0.7], 10: [0.7], 100: [0.6]})
+    assert picked(tmp_path, rule="one_standard_error") == picked(tmp_path) == [1]

@@ -476,6 +476,13 @@ class Processes:
     timeout_min: float = 100_000  # minutes until a job is asked to save and stop
 
 
+class StrengthRule(Enum):
+    """How a sweep chooses λ among means over seeds."""
+
+    best = "best"
+    one_standard_error = "one_standard_error"
+
+
 class SameCode(Enum):
     """Which finished runs count as made by the same code."""
 
@@ -492,6 +499,8 @@ class Arms:
     params: dict[str, Any] = MISSING
     arms: dict[str, dict[str, Any]] = MISSING
     choose_strength: bool = MISSING
+    strength_seeds: int = MISSING
+    strength_rule: StrengthRule = MISSING
     reuse: list[str] = MISSING
     same_code: SameCode = MISSING
     plan_only: bool = MISSING

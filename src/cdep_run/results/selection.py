@@ -27,8 +27,15 @@ def scores(runs: pd.DataFrame, split: str | None = None) -> pd.Series:
     return found
 
 
+RULES = ("best", "one_standard_error")
+"""How λ is chosen among the means over seeds; see `select`."""
+
+
 def select(
-    runs: pd.DataFrame, by: str | list[str] = "curve", split: str | None = None
+    runs: pd.DataFrame,
+    by: str | list[str] = "curve",
+    split: str | None = None,
+    rule: str = "best",
 ) -> pd.DataFrame:
     """Compare the cells (settings with their seeds) that share `by`, and mark the chosen ones.
 
@@ -36,7 +43,12 @@ def select(
     it chooses form and λ together. What shares `by` must be comparable: runs on parts of the data
     and runs on all of them, for example, are not.
 
-    The cell with the highest mean score is chosen. Means are taken over the seeds that all cells
+    By the rule "best" the cell with the highest mean score is chosen; by "one_standard_error" the
+    one with the strongest λ whose mean lies at most one standard error of the best cell's mean
+    below that (Breiman et al. 1984, for trees): a difference that another seed could undo should
+    not weaken the penalty. With one seed there is no such error, and both rules are the first.
+
+    Means are taken over the seeds that all cells
     compared have, so that a λ with five seeds and one with a single seed are compared on that
     one. A cell that lacks the seed that most cells have (the lowest of several such) is not
     compared. Of equal means the one with the smallest λ is chosen: the weakest penalty that does.
@@ -48,36 +60,45 @@ def select(
         split: None: each run's own selection split, as it must be for a result to be called
             unseen. "test" gives what the paper reports, λ chosen on the very data that it is
             tested on: say so wherever it is shown.
+        rule: one of `RULES`.
 
     Returns:
         The whole curves, one row a cell, rising in λ within the values of `by`: `by`, cell,
         strength, n (seeds), compared (seeds that took part; 0: not compared), score (mean over
-        these), tied (how many cells share the best mean, where chosen), chosen.
+        these), error (standard error of that mean; NaN: one seed), tied (how many cells share the best mean, where chosen), chosen.
     """
     by = [by] if isinstance(by, str) else by
     scored = runs[[*by, "cell", "seed", "strength"]].assign(score=scores(runs, split))
     found = [
-        compared(group).assign(**dict(zip(by, values, strict=True)))
+        compared(group, rule).assign(**dict(zip(by, values, strict=True)))
         for values, group in scored.dropna(subset="score").groupby(by, sort=False)
     ]
-    columns = [*by, "cell", "strength", "n", "compared", "score", "tied", "chosen"]
+    columns = [*by, "cell", "strength", "n", "compared", "score", "error", "tied", "chosen"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def compared(scored: pd.DataFrame) -> pd.DataFrame:
+def compared(scored: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The cells of one comparison, see `select`."""
     table = scored.pivot(index=["strength", "cell"], columns="seed", values="score")
     there = table.notna()
     takes_part = there[there.sum().idxmax()]
     shared = there[takes_part].all()
-    means = table.loc[takes_part, shared].mean(axis=1).reindex(table.index)
+    values = table.loc[takes_part, shared]
+    means = values.mean(axis=1).reindex(table.index)
+    errors = values.sem(axis=1).reindex(table.index)
     best = np.isclose(means, means.max(), rtol=1e-9, atol=0)
     first = np.arange(len(best)) == best.argmax()
+    if rule == "one_standard_error" and shared.sum() > 1:
+        near = means >= means[first].item() - errors[first].item()
+        strengths = table.index.get_level_values("strength")
+        strongest = near & (strengths == strengths[near].max())
+        first = np.arange(len(best)) == means.where(strongest).argmax()
     return pd.DataFrame(
         {
             "n": there.sum(axis=1),
             "compared": np.where(takes_part, shared.sum(), 0),
             "score": means,
+            "error": errors,
             "tied": np.where(first, best.sum(), 0),
             "chosen": first,
         }
@@ -85,8 +106,11 @@ def compared(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(
-    runs: pd.DataFrame, by: str | list[str] = "curve", split: str | None = None
+    runs: pd.DataFrame,
+    by: str | list[str] = "curve",
+    split: str | None = None,
+    rule: str = "best",
 ) -> pd.DataFrame:
     """The runs, all seeds, of the cells that `select` chooses."""
-    table = select(runs, by, split)
+    table = select(runs, by, split, rule)
     return runs[runs["cell"].isin(table.loc[table["chosen"], "cell"])]

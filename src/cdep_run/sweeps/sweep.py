@@ -28,6 +28,7 @@ from cdep_run.results.selection import select
 from cdep_run.sweeps.manifest import DONE, Entry, Manifest, jobs_table
 from cdep_run.sweeps.plan import (
     CHOSEN,
+    STRENGTH,
     Curve,
     Finished,
     Job,
@@ -83,6 +84,7 @@ class Sweep:
         Raises:
             CdepError: nothing can be started; a job's own errors are in the manifest.
         """
+        self.check_options()
         before = self.before()
         self.took = {entry.folder: entry.seconds for entry in before.jobs} if before else {}
         same_code = self.options["same_code"]
@@ -109,6 +111,20 @@ class Sweep:
         fine = (*DONE, "pending", "interrupted") if self.options["plan_only"] else DONE
         return all(entry.state in fine for entry in self.manifest.jobs)
 
+    def check_options(self) -> None:
+        """Refuse a count of seeds that no grid can have.
+
+        Raises:
+            ConfigError: says what is accepted.
+        """
+        seeds, rule = self.options["strength_seeds"], self.options["strength_rule"]
+        if seeds < 1 or (rule != "best" and seeds < 2):
+            least = 1 if rule == "best" else 2
+            raise ConfigError(
+                f"hydra.sweeper.strength_seeds is {seeds}; strength_rule={rule} needs {least} or "
+                "more"
+            )
+
     def before(self) -> Manifest | None:
         """The manifest that the last session of this sweep left.
 
@@ -129,11 +145,13 @@ class Sweep:
         return before
 
     def add_curve(self, curve: Curve) -> None:
-        """Plan the jobs of a curve; if its λ is to be chosen, those of the grid on one seed."""
+        """Plan the jobs of a curve; if its λ is to be chosen, those of the grid on some seeds."""
         choose = self.options["choose_strength"] and len(curve.strengths) > 1
-        now, later = (curve.seeds[:1], curve.seeds[1:]) if choose else (curve.seeds, ())
+        first = self.options["strength_seeds"] if choose else len(curve.seeds)
+        now, later = curve.seeds[:first], curve.seeds[first:]
         jobs = self.add_jobs(curve, curve.grid(curve.strengths, now))
-        if later and all(job is jobs[0] for job in jobs):  # no penalty: every λ is the same job
+        different = len({id(job) for job in jobs})
+        if later and different <= len(now):  # no penalty: every λ is the same job
             self.add_jobs(curve, curve.grid(curve.strengths[:1], later))
             return
         waiting = [bare_entry(jobs[0], [*curve.overrides, CHOSEN, seed]) for seed in later]
@@ -210,15 +228,20 @@ class Sweep:
 
     def choose(self, grid: Grid, files: list[str]) -> str | None:
         """The override that sets the λ which the selection split chooses; None: no run to ask."""
-        words = dict(zip((job.settings["penalty.strength"] for job in grid.jobs),
-                         grid.curve.strengths, strict=True))  # fmt: skip
+        words = {
+            job.settings[STRENGTH]: word
+            for job in grid.jobs
+            for word in job.overrides
+            if word.startswith(f"{STRENGTH}=")
+        }
         if not files:
             return None
         runs = load_runs(*files)
         runs = runs[runs["strength"] > 0]
         if not len(runs):
             return grid.curve.strengths[0]
-        compared = select(runs, by="dataset")
+        rule = self.options["strength_rule"]
+        compared = select(runs, by="dataset", rule=rule)
         if not len(compared):
             return None
         best = compared[compared["chosen"]].iloc[0]
@@ -229,11 +252,13 @@ class Sweep:
             "split": first["selection_split"],
             "metric": first["selection_metric"],
             "scores": scores,
+            "rule": rule,
+            "seeds": int(best["compared"]),
         }
         shown = ", ".join(f"{strength} ({score:.4f})" for strength, score in scores.items())
         where = f"{first['selection_metric']} on {first['selection_split']}"
         log.info("%s: λ = %g, by %s of %s", grid.curve.label, best["strength"], where, shown)
-        missing = len(grid.jobs) - len(compared)
+        missing = len(grid.jobs) - len(runs)
         if missing:
             log.warning("%s: λ chosen without %d runs that failed", grid.curve.label, missing)
         return words[best["strength"]]

@@ -122,7 +122,7 @@ def expand(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
 
 def of_curves(row: Row, spec: Spec, runs: pd.DataFrame) -> list[Line]:
     """The chosen λ of each curve, or all; of runs without a score to choose by, all."""
-    table = select(runs)
+    table = select(runs, rule=spec.strength_rule)
     curves = dict(list(table.groupby("curve")))
     by_test = dict(list(chosen(runs, split="test").groupby("curve")))
     found = []

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cdep_run.config.commands import defaults
 from cdep_run.config.schemas import config_dir
 from cdep_run.errors import ConfigError
+from cdep_run.results.selection import RULES
 
 UNITS = {"%": 100.0, "s": 1.0, "GB": 1e-9, "": 1.0}
 """What a recorded number is multiplied by to be written in a unit."""
@@ -53,6 +54,7 @@ class Spec:
     sweep: str = ""
     by_test: bool = False
     every_strength: bool = False
+    strength_rule: str = "best"
     repeat: dict[str, list[Any]] = field(default_factory=lambda: {"seed": [0, 1, 2, 3, 4]})
     columns: list[Column] = MISSING
     rows: list[Row] = MISSING
@@ -91,6 +93,7 @@ def check(spec: Spec, file: Path) -> None:
     kinds = [type(number).__name__ for value in values for number in value]
     rules: list[tuple[Iterable[Any], Iterable[Any], str]] = [
         (units, UNITS, "unit"),
+        ([spec.strength_rule], RULES, "strength_rule"),
         (papers, columns, "column under paper"),
         (map(len, values), (1, 2), "count of numbers under paper (mean, spread if known)"),
         (kinds, ("float", "int"), "kind of value under paper"),
