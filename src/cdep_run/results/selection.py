@@ -65,7 +65,8 @@ def select(
     Returns:
         The whole curves, one row a cell, rising in λ within the values of `by`: `by`, cell,
         strength, n (seeds), compared (seeds that took part; 0: not compared), score (mean over
-        these), error (standard error of that mean; NaN: one seed), tied (how many cells share the best mean, where chosen), chosen.
+        these), error (standard error of that mean; NaN: one seed), tied (how many cells share the
+        best mean, where it is chosen), chosen.
     """
     by = [by] if isinstance(by, str) else by
     scored = runs[[*by, "cell", "seed", "strength"]].assign(score=scores(runs, split))
