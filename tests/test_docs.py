@@ -17,7 +17,7 @@ from cdep_run.results.runs import load_runs
 from cdep_run.tables import tables
 from cdep_run.tables.spec import names, read
 
-QUICKER = ("threads=1", "device=cpu", "training.tensorboard=false")
+QUICKER = ("threads=1", "device=cpu", "loggers=csv")
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 

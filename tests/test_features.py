@@ -269,7 +269,7 @@ def run(folder: Path, *overrides: str):
         f"dataset.cache_dir={folder / 'cache'}",
         "dataset.shares={train: 0.5, val: 0.25, test: 0.25}",
         "training.epochs=2",
-        "training.tensorboard=false",
+        "loggers=csv",
         "training.resamples=10",
         "training.batch_size=8",
         "device=cpu",

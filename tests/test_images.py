@@ -397,7 +397,7 @@ def test_a_run_trains_and_reports_the_worst_group(folder: Path) -> None:
         "dataset=images", f"dataset.root={folder / 'images'}", f"dataset.masks={folder / 'masks'}",
         "dataset.unmasked=clean", "dataset.size=24", f"dataset.cache_dir={folder / 'cache'}",
         "dataset.positive=dog", "model=tiny_conv", "training.epochs=1",
-        "training.batch_size=8", "training.resamples=0", "training.tensorboard=false",
+        "training.batch_size=8", "training.resamples=0", "loggers=csv",
     ]  # fmt: skip
     result = run(folder / "run", *options)
     assert {"worst_group_accuracy", "accuracy_with", "auc"} <= result["metrics"]["test"].keys()

@@ -16,7 +16,7 @@ from running import run
 
 
 def test_a_run_writes_its_settings_epochs_events_checkpoints_and_result(tmp_path: Path) -> None:
-    result = run(tmp_path, "training.tensorboard=true", "seed=3")
+    result = run(tmp_path, "loggers=[csv,tensorboard]", "seed=3")
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.yaml", "metrics.csv", "tensorboard", "checkpoints", "model.safetensors",
         "result.json",

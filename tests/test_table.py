@@ -190,7 +190,7 @@ def test_a_penalised_column_no_longer_changes_predictions(tmp_path: Path) -> Non
             folder, "dataset=table", f"dataset.table={tmp_path / 't.csv'}", "model.hidden=[8]",
             "dataset.must_not_matter=[origin]", f"penalty={penalty}", "training.epochs=20",
             f"penalty.strength={strength}", "training.batch_size=32", "optimizer.lr=0.01",
-            "training.tensorboard=false",
+            "loggers=csv",
         )  # fmt: skip
         assert result["data"]["groups"] == ["origin"]
         (found,) = column_evidence(*load(folder))

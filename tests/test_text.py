@@ -260,7 +260,7 @@ def test_an_lstm_is_trained_under_every_penalty(tmp_path: Path, penalty: str) ->
     result = run(tmp_path, "dataset=text", f"dataset.table={write(tmp_path / 'a.csv', rows)}",
                  "dataset.must_not_matter=[zorb]", f"penalty={penalty}", "model.hidden=4",
                  "model.width=3", "training.epochs=1", "training.batch_size=6",
-                 "training.tensorboard=false")  # fmt: skip
+                 "loggers=csv")  # fmt: skip
     assert result["selection_split"] == "val_inserted"
     assert result["history"][0]["train/penalty"] > 0
 
@@ -334,7 +334,7 @@ def test_a_hugging_face_folder_is_fine_tuned_under_cdep(tmp_path: Path, bert: Pa
     result = run(tmp_path, "dataset=text", f"dataset.table={write(tmp_path / 'a.csv', rows)}",
                  "dataset.must_not_matter=[zorb]", "model=hf", f"model.name={bert}",
                  "dataset.max_length=16", "training.epochs=1", "training.batch_size=6",
-                 "training.tensorboard=false")  # fmt: skip
+                 "loggers=csv")  # fmt: skip
     assert result["history"][0]["train/penalty"] > 0
     assert result["config"]["dataset"]["tokenizer"] == str(bert)
 
@@ -345,7 +345,7 @@ def test_a_kind_of_model_reads_words(tmp_path: Path) -> None:
     options = [f"+model.options.{size}" for size in sizes]
     result = run(tmp_path, "dataset=text", f"dataset.table={write(tmp_path / 'a.csv')}", "model=hf",
                  "model.name=bert", *options, "penalty=none", "training.epochs=1",
-                 "training.batch_size=6", "training.tensorboard=false")  # fmt: skip
+                 "training.batch_size=6", "loggers=csv")  # fmt: skip
     assert 0 <= result["metrics"]["test"]["accuracy"] <= 1
 
 

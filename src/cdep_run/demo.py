@@ -31,7 +31,7 @@ def main() -> None:
         title = TITLES[penalty]
         print(f"training decoy digits, penalty {title} …", flush=True)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = plain(compose("train", [f"penalty={penalty}", "training.tensorboard=false"]))
+            config = plain(compose("train", [f"penalty={penalty}", "loggers=csv"]))
         (folder / penalty).mkdir(parents=True)
         results[title] = train(config, folder / penalty)
         models[title], bunch = load(folder / penalty)

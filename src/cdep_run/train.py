@@ -25,9 +25,9 @@ from cdep_run.config.schemas import Training, check, config_dir, register_schema
 from cdep_run.console import prepare_streams, working_folder_gone
 from cdep_run.errors import CdepError, CheckpointError, ConfigError, in_a_line
 from cdep_run.files import alone_in, remove_leftovers, write_atomic
+from cdep_run.results.loggers import EpochLog
 from cdep_run.results.record import (
     CONFIG,
-    EpochLog,
     environment,
     read_result,
     selection_metric,
@@ -237,7 +237,10 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "fingerprint": bunch.fingerprint,
         "threads": torch.get_num_threads(),
     }
-    with StopRequest() as stop, EpochLog(folder, config["training"]["tensorboard"]) as epochs:
+    loggers = [
+        build(node, folder=folder, config=config) for node in config["loggers"].values() if node
+    ]
+    with StopRequest() as stop, EpochLog(loggers) as epochs:
         trainer = Trainer(
             model=model,
             optimizer=optimizer,

@@ -9,7 +9,7 @@ from cdep_run.config.older import up_to_date
 from cdep_run.errors import ConfigError
 
 FREE_ON_RESUME = re.compile(
-    r"resume|plugins|data_dir|device|threads|dataset\.(data_dir|cache_dir|download)"
+    r"resume|plugins|data_dir|device|threads|loggers(\..*)?|dataset\.(data_dir|cache_dir|download)"
     r"|training\.(evaluation_batch_size|check_every|checkpoint_seconds|tensorboard|resamples)"
 )
 """Settings that may change when a run goes on: they do not change what is trained."""

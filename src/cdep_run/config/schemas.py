@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,6 @@ class Training:
     evaluation_batch_size: int = MISSING
     check_every: int = MISSING
     checkpoint_seconds: float = MISSING
-    tensorboard: bool = MISSING
     resamples: int = MISSING
 
 
@@ -95,6 +94,7 @@ class Config:
     penalty: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
+    loggers: Any = field(default_factory=dict)  # none are chosen by loggers=[]
     training: Training = MISSING
     seed: int = MISSING
     device: str = MISSING
@@ -418,6 +418,7 @@ class Reading(Enum):
     """After which word the state of a recurrent net is read."""
 
     last_word = "last_word"
+    mean = "mean"
     padding = "padding"
 
 

@@ -25,8 +25,9 @@ class RecurrentClassifier(nn.Module):
         bidirectional: read the sentence backwards, too.
         cell: "lstm" or "gru".
         train_vectors: whether the embedding is trained.
-        read: which state is read: "last_word", or "padding", the one after all of the padded
-            batch, as in the published code.
+        read: which state is read: "last_word"; "mean", the mean of the states after each word, for
+            long texts; or "padding", the one after all of the padded batch, as in the published
+            code.
         dropout: share of the word vectors' entries, and of the state's, dropped in training.
         width: numbers of each word's vector, where there are no vectors to start from.
         vocab_size: of the data: V, where there are no vectors.
@@ -34,7 +35,7 @@ class RecurrentClassifier(nn.Module):
 
     Raises:
         ConfigError: `hidden`, `layers` or `width` below 1, `dropout` not in [0, 1); random vectors
-            that are not to be trained.
+            that are not to be trained; a mean of both directions.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class RecurrentClassifier(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ConfigError(f"model.dropout={dropout}: a share, 0 or more and below 1")
-        self.padding, self.read_padding = padding, read == "padding"
+        if read == "mean" and bidirectional:
+            raise ConfigError("model.read=mean reads forwards: set model.bidirectional=false")
+        self.padding, self.read_padding, self.read_mean = padding, read == "padding", read == "mean"
         if vectors is None and not train_vectors:
             raise ConfigError(
                 "model.train_vectors=false leaves random word vectors as they are; name a file by "
@@ -83,6 +86,10 @@ class RecurrentClassifier(nn.Module):
         """Logits `[N, num_classes]` of tokens int64 `[N, T]`; no sentence may be empty."""
         lengths = (tokens != self.padding).sum(1)
         vectors = self.dropout(self.embedding(tokens))
+        if self.read_mean:
+            shares = (tokens != self.padding) / lengths.clamp(min=1)[:, None]
+            states, _ = self.recurrent(vectors)
+            return self.output(self.dropout((states * shares[..., None]).sum(1)))
         if not self.read_padding and not self.recurrent.bidirectional:
             # Faster than packing: the states after the last word are never looked at.
             states, _ = self.recurrent(vectors)

@@ -22,7 +22,7 @@ from cdep_run.files import read_record, sha256_of, write_atomic, write_record
 if TYPE_CHECKING:
     from cdep_run.datasets.base import Bunch
     from cdep_run.metrics import Predictions
-    from cdep_run.training.loop import Progress, Row
+    from cdep_run.training.loop import Progress
 
 log = logging.getLogger(__name__)
 
@@ -75,54 +75,6 @@ def check_file(folder: Path, result: dict[str, Any], name: str) -> Path:
 def selection_metric(result: dict[str, Any]) -> str:
     """The metric by which λ is chosen; accuracy where an older record does not say."""
     return result.get("selection_metric", "accuracy")
-
-
-class EpochLog:
-    """`metrics.csv`, TensorBoard events and a line in the log for each epoch."""
-
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
-        self.folder, self.tensorboard = folder, tensorboard
-        self._writer: Any = None
-
-    def __enter__(self) -> EpochLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, history: list[Row]) -> None:
-        """Write all rows so far to the table, the last one to events and log."""
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_atomic(self.folder / METRICS, table.getvalue().encode())
-        row = history[-1]
-        if self.tensorboard:
-            self._write_events(row)
-        accuracies = [
-            f"{key.partition('/')[0]} {value:.4f}"
-            for key, value in row.items()
-            if key.endswith("/accuracy") and value is not None
-        ]
-        log.info(
-            "epoch %d: loss %.4f, penalty %.4g, mean logit %.3g; accuracy: %s; %.1f s",
-            *(row[key] for key in ("epoch", "train/loss", "train/penalty", "train/mean_logit")),
-            ", ".join(accuracies),
-            row["seconds"],
-        )
-
-    def _write_events(self, row: Row) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # late: the import takes a second
-
-            folder = str(self.folder / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=row["epoch"])
-        for name, value in row.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
 
 
 def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> None:
