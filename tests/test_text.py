@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,20 @@ def test_check_finds_shortcuts_copies_and_all_bad_rows(tmp_path: Path) -> None:
     assert "goes with the class" in told["shortcut", "zorb"]
     assert "no training text holds it" in told["words", "blorp"]
     assert "with different labels" in told["duplicates", "row 2"]
+
+
+def test_the_example_of_the_docs_is_made_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own_text.md").read_text()
+    (code,) = re.findall(r'```python title="make_reviews.py"\n(.*?)```', page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "make_reviews.py", "exec"), {})
+    bunch = made(Path("reviews.csv"), columns=COLUMNS | {"split": "split"},
+                 must_not_matter=["sponsored"])  # fmt: skip
+    assert len(bunch.splits["test"]) == 300 and not bunch.splits["test"].present.any()
+    train = bunch.splits["train"]
+    assert train.present.tolist() == train.labels.bool().tolist()
 
 
 # --- Hugging Face --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from cdep_run.errors import TrustError
 
-OURS = ("cdep_run.datasets", "cdep_run.models", "cdep_run.penalties")
+OURS = ("cdep_run.datasets", "cdep_run.models", "cdep_run.penalties", "cdep_run.results.loggers")
 """Everything in these may be named."""
 
 CLASSES = ("torch.nn", "torch.optim", "torchvision", "timm", "transformers")

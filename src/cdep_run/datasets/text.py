@@ -1,6 +1,6 @@
 """Text of one's own: a table with a column of texts, words that must not matter.
 
-`dataset=text dataset.table=FILE.csv dataset.must_not_matter=[word]`; docs/own_data.md shows it step
+`dataset=text dataset.table=FILE.csv dataset.must_not_matter=[word]`; docs/own_text.md shows it step
 by step.
 """
 
