@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
 
 
 class ArmsSweeper(Sweeper):
@@ -33,6 +37,19 @@ class ArmsSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def launch(self, batch: list[list[str]]) -> None:
+        """Run jobs until all have ended.
+
+        In this very process they are started one by one, so that one of which Hydra cannot even
+        open the log file, as on a full disk, does not end the others.
+        """
+        alone = isinstance(self.launcher, BasicLauncher)
+        for number, jobs in enumerate([[job] for job in batch] if alone else [batch]):
+            try:
+                self.launcher.launch(jobs, initial_job_idx=number)
+            except OSError as error:
+                log.error("cannot start %s: %s", " ".join(jobs[0]), error)
+
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs; the process ends with 1 unless all are done, with 130 if interrupted."""
         from cdep_run.errors import CdepError
@@ -48,7 +65,7 @@ class ArmsSweeper(Sweeper):
                     arguments,
                     self.options,
                     self.compose,
-                    lambda batch: self.launcher.launch(batch, initial_job_idx=0),
+                    self.launch,
                 )
                 done = sweep.run()
         except CdepError as error:

@@ -286,7 +286,11 @@ class Sweep:
             job, entry = self.jobs[key], self.entries[key]
             assert entry.folder is not None
             folder = self.manifest.folder / entry.folder
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                log.error("cannot make %s: %s", folder, error.strerror)
+                continue
             places = {"sweep.dir": str(self.manifest.folder), "sweep.subdir": entry.folder}
             hydra = [f"hydra.{name}={literal(value)}" for name, value in places.items()]
             batch.append([*job.overrides, "resume=true", *hydra])
