@@ -245,7 +245,7 @@ def test_every_flipped_bit_in_a_cache_file_and_in_a_sweeps_manifest_is_found(
         (tmp_path / "cache").write_bytes(flipped(whole, bit))
         with pytest.raises(DamagedError):
             read_checked(tmp_path / "cache")
-    words = ("hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "seed=0,1", "hydra.sweeper.plan_only=true")
+    words = ("hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "hydra.sweeper.plan_only=true")
     assert run(tmp_path, *words) == 0, (tmp_path / "output.txt").read_text()
     manifest = tmp_path / "sweep" / MANIFEST
     whole, draw = manifest.read_bytes(), random.Random(SEED)
