@@ -300,7 +300,7 @@ def test_what_is_no_part_of_the_input_is_refused(map, message):
         (["columns", "height"], TABLE, "height; the columns are age"),
         (["columns", "age"], IMAGES, "for tables"),
         (["masked"], IMAGES, "names no group"),
-        ("no_such_package.Map", IMAGES, "cannot be imported"),
+        ("no_such_package.Map", IMAGES, "no_such_package"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(spec, facts, message):
