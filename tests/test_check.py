@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cdep_run.check.association import associate
 from cdep_run.check.findings import CheckReport
 from cdep_run.check.page import as_html, as_text
 from cdep_run.check.table import tells
+from cdep_run.datasets.made_data import write_images, write_table
 from running import inside
 
 RNG = np.random.default_rng(0)
@@ -198,3 +200,33 @@ def test_other_data_sets_are_checked_by_their_splits() -> None:
     assert not report.of("fault")
     assert sum(report.counts["0"].values()) == 178
     assert "4 of 784 inputs never vary" in said(report, "note") and as_text(report)
+
+
+def test_every_command_of_the_page_on_own_data_composes() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+             for line in block.splitlines() if line.startswith("cdep-run")]  # fmt: skip
+    for line in lines:
+        words = shlex.split(line)[1:]
+        words = words[1 : words.index("--out")] if words[0] == "check" else words
+        assert settings(words)["name"] in ("images", "table"), line
+    assert len(lines) >= 6
+
+
+def test_the_data_of_the_page_hold_the_shortcuts_that_they_are_for(tmp_path: Path) -> None:
+    write_images(tmp_path, count=40)
+    write_table(tmp_path, count=400)
+    report = check(
+        settings([
+            "dataset=images", f"dataset.root={tmp_path / 'images'}", "dataset.size=8",
+            f"dataset.masks={tmp_path / 'stickers'}", f"dataset.cache_dir={tmp_path / 'cache'}",
+        ])
+    )  # fmt: skip
+    assert not report.of("fault") and report.associations[0].is_one
+    report = check(
+        settings([
+            "dataset=table", f"dataset.table={tmp_path / 'applications.csv'}",
+            "dataset.columns.label=invited", "dataset.must_not_matter=[origin]",
+        ])
+    )  # fmt: skip
+    assert not report.of("fault") and report.associations[0].is_one
