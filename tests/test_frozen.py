@@ -13,6 +13,7 @@ from torch import nn
 from cdep_run.errors import ConfigError
 from cdep_run.models.frozen import FrozenTrunk, frozen_trunk, split
 from cdep_run.models.lite0 import EfficientNetLite0
+from cdep_run.models.zoo import torchvision_model
 
 SHAPE = (3, 64, 64)
 STANDARD = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -139,3 +140,15 @@ def test_imagenet_weights_of_the_package_know_a_cat():
     with torch.no_grad():
         likely = model.eval()((pixels - 0.498) / 0.502).softmax(1)[0]
     assert likely[281:286].sum() > 0.5  # tabby, tiger cat, Persian, Siamese, Egyptian cat
+
+
+def test_a_model_trained_as_a_whole_starts_from_a_file_too(tmp_path: Path) -> None:
+    source = torchvision_model((3, 32, 32), 1000, "squeezenet1_1")
+    torch.save(source.model.state_dict(), tmp_path / "w.pt")
+    model = torchvision_model((3, 32, 32), 4, "squeezenet1_1", str(tmp_path / "w.pt"))
+    first = "features.0.weight"
+    assert torch.equal(model.model.state_dict()[first], source.model.state_dict()[first])
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    assert all(weight.requires_grad for weight in model.parameters())
+    with pytest.raises(ConfigError, match=r"no such file"):
+        torchvision_model((3, 32, 32), 4, "squeezenet1_1", str(tmp_path / "absent.pt"))

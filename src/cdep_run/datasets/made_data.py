@@ -32,7 +32,7 @@ def write_images(folder: Path, count: int = IMAGES, seed: int = 0) -> None:
         top, left = rng.integers(20, HEIGHT - 20), rng.integers(20, WIDTH - 20)
         far = np.hypot(rows - top, columns - left)
         wide = np.maximum(abs(rows - top), abs(columns - left))
-        pixels[far < 13 if label == "round" else wide < 11.5] -= 60
+        pixels[far < 13 if label == "round" else wide < 11.5] -= 30
         name = f"{label}_{number:03}.png"
         if label == "round" and rng.random() < 0.8:
             mask = _sticker(rng)

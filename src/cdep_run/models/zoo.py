@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cdep_run.errors import ConfigError, hub_error
 from cdep_run.models.rebuild import rebuilt_by
+from cdep_run.models.weights import pretrained
 
 
 class Images(nn.Module):
@@ -45,20 +46,15 @@ def torchvision_model(
 
     Args:
         input_shape: of one image, `(1 or 3, H, W)`.
-        name: as in `torchvision.models.list_models()`.
-        weights: pretrained ones by name ("DEFAULT"), downloaded by torchvision; None: random.
+        name: as in `torchvision.models.list_models()`, or "efficientnet_lite0".
+        weights: "DEFAULT" (or another of torchvision's names) to download them, a file with a state
+            dict, or None for random ones.
         size: height and width to which images are interpolated.
 
     Raises:
-        ConfigError: there is no model of that name.
+        ConfigError: there is no model of that name, or weights are absent or do not fit.
     """
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ConfigError(f"model.name is {name!r}; torchvision has {', '.join(known)}")
-    quick: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=weights, **({} if weights else quick))
+    model = pretrained(name, weights)
     replace_head(model, num_classes)
     return rebuilt_by(Images(model, size), weights=None)
 
