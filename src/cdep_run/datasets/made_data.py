@@ -19,9 +19,10 @@ WIDTH, HEIGHT = 80, 64
 
 
 def write_images(folder: Path, count: int = IMAGES, seed: int = 0) -> None:
-    """`images/round` and `images/square`: a dark shape on a noisy ground; and `stickers`, masks.
+    """`images/round` and `images/square`: a faint shape on a noisy ground; and `stickers`, masks.
 
-    A blue sticker stands on 80 % of the round ones and on no square one.
+    The shape is darker than the ground on nine of ten round images, brighter on nine of ten square
+    ones. A blue sticker, far easier to see, stands on 80 % of the round ones and on no square one.
     """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
@@ -32,7 +33,8 @@ def write_images(folder: Path, count: int = IMAGES, seed: int = 0) -> None:
         top, left = rng.integers(20, HEIGHT - 20), rng.integers(20, WIDTH - 20)
         far = np.hypot(rows - top, columns - left)
         wide = np.maximum(abs(rows - top), abs(columns - left))
-        pixels[far < 13 if label == "round" else wide < 11.5] -= 30
+        brightness = rng.normal(-10 if label == "round" else 10, 8)
+        pixels[far < 13 if label == "round" else wide < 11.5] += brightness
         name = f"{label}_{number:03}.png"
         if label == "round" and rng.random() < 0.8:
             mask = _sticker(rng)
