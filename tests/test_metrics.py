@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 from cdep_run.metrics import (
@@ -16,6 +17,7 @@ from cdep_run.metrics import (
     bootstrap_interval,
     detection,
     judge,
+    subset_scores,
 )
 from running import run
 
@@ -125,3 +127,19 @@ def test_a_run_keeps_its_predictions_where_a_class_is_to_be_found(tmp_path: Path
         np.mean((p > 0.5) == labels),
         False,
     )
+
+
+def test_the_worst_group_is_the_class_with_or_without_the_feature_that_is_known_least() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    present = torch.tensor([True, True, False, False, False, False, False])
+    right = torch.tensor([True, True, True, False, True, True, False])
+    says = torch.where(right, labels, 1 - labels)
+    logits = torch.nn.functional.one_hot(says, 2).float()
+    found = subset_scores(logits, labels, present)
+    assert found == {
+        "accuracy_with": 1.0,
+        "accuracy_without": pytest.approx(3 / 5),
+        "worst_group_accuracy": 0.5,  # class 0 without it; class 1 with it has no example
+    }
+    nothing = subset_scores(logits, labels, torch.zeros(7, dtype=torch.bool))
+    assert nothing["accuracy_with"] is None
