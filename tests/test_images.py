@@ -394,7 +394,8 @@ def test_statistics_are_those_of_the_training_images(folder: Path) -> None:
 
 def test_a_run_trains_and_reports_the_worst_group(folder: Path) -> None:
     options = [
-        "dataset=images", f"dataset.root={folder / 'images'}", f"dataset.masks={folder / 'masks'}",
+        "plugins=[tiny_data,tiny_isic]", "dataset=images",
+        f"dataset.root={folder / 'images'}", f"dataset.masks={folder / 'masks'}",
         "dataset.unmasked=clean", "dataset.size=24", f"dataset.cache_dir={folder / 'cache'}",
         "dataset.positive=dog", "model=tiny_conv", "training.epochs=1",
         "training.batch_size=8", "training.resamples=0", "loggers=csv",
