@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from cdep_run.results.load import LoadedRun
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(run: str | os.PathLike[str], plugins: Iterable[str] = ()) -> LoadedRun:

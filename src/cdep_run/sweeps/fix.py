@@ -1,8 +1,8 @@
 """`cdep-run fix dataset=…`: the whole path, from data to a model that ignores the feature.
 
 Check the data, train without a penalty and under penalties over a small grid of λ, choose by the
-selection split, judge the chosen net beside the unpenalised one, and write report and page. The
-same command goes on where it stopped: nothing is trained twice.
+worse of `val` and of `val` with the feature exchanged, judge the chosen net beside the unpenalised
+one, and write report and page. The same command goes on where it stopped: nothing is trained twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ PENALTIES = ("cdep", "rrr")
 
 GRID = (0.1, 1.0, 10.0)
 """λ of the grid, in multiples of the data set's default."""
+
+COUNTERFACTUAL = "training.counterfactual_val="
+"""λ is chosen by the worse of `val` and of `val` with the feature exchanged, unless told."""
 
 STEPS = ("check the data", "train", "choose λ", "judge", "report")
 
@@ -104,7 +107,10 @@ def write_sweep(overrides: Sequence[str], penalties: Sequence[str], folder: Path
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, text.encode())
     place = f"hydra.sweep.dir={folder / 'runs'}"
-    return ["--config-dir", str(folder / "configs"), "-m", "+sweep=fix", *overrides, place]
+    told = any(word.startswith(COUNTERFACTUAL) for word in overrides)
+    choice = [] if told else [f"{COUNTERFACTUAL}exchange"]
+    start = ["--config-dir", str(folder / "configs"), "-m", "+sweep=fix"]
+    return [*start, *choice, *overrides, place]
 
 
 def chosen_runs(folder: Path) -> tuple[Path, dict[str, Any]]:
