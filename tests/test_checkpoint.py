@@ -70,10 +70,10 @@ def test_a_run_that_failed_between_two_checkpoints_goes_on_from_the_last(
     expected = outcome(tmp_path / "whole", run(tmp_path / "whole", *EXACT))
     real, calls = Trainer.train_step, iter(range(100))
 
-    def failing(self: Trainer, batch: Any) -> torch.Tensor:
+    def failing(self: Trainer, batch: Any, *more: Any) -> torch.Tensor:
         if next(calls) == 12:
             raise MemoryError
-        return real(self, batch)
+        return real(self, batch, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", failing)

@@ -250,7 +250,7 @@ def test_a_move_to_another_device_takes_a_split_s_own_rows(folder):
 def test_penalties_on_pixels_refuse_features(folder, penalty):
     bunch, model = bunch_of(folder), net()
     kept = both(bunch, from_cache(bunch, model, {"relu": "asymmetric"}))[1]
-    with pytest.raises(CdepError, match=r"needs the images themselves.*dataset.cache=false"):
+    with pytest.raises(CdepError, match=r"needs the images.*dataset.cache=false"):
         penalty(model, kept)
 
 
