@@ -21,7 +21,8 @@ def made(folder: Path, scores: list[float], first: int = 0, threshold: float = 0
     rows = [f"test,{first + i},{i % 2},{score}" for i, score in enumerate(scores)]
     rows += [f"val,{i},{i % 2},0.0" for i in range(4)]
     (folder / "predictions.csv").write_text("split,id,label,log_odds\n" + "\n".join(rows))
-    (folder / "result.json").write_text(json.dumps({"threshold": {"value": threshold}}))
+    record = {"config": {"penalty": {"name": "none"}}, "threshold": {"value": threshold}}
+    (folder / "result.json").write_text(json.dumps(record))
     return folder
 
 
