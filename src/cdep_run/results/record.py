@@ -43,7 +43,9 @@ def write_status(
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, its settings under today's names; None: it did not finish."""
     result = read_record(folder / RESULT)
-    return result and result | {"config": up_to_date(result["config"])}
+    if not result or "config" not in result:
+        return result
+    return result | {"config": up_to_date(result["config"])}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
