@@ -37,12 +37,23 @@ from cdep_run.results.record import (
     write_status,
 )
 from cdep_run.sweeps.manifest import MANIFEST
-from cdep_run.training.build import build, build_model, build_optimizer, plain, with_cached_features
+from cdep_run.training.build import (
+    build,
+    build_model,
+    build_optimizer,
+    place,
+    plain,
+    with_cached_features,
+)
 from cdep_run.training.checks import check_data, check_model, warn_if_noise
 from cdep_run.training.device import prepare
 from cdep_run.training.signals import Interrupted, OrderlyEnd, StopRequest
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from cdep_run.datasets.base import Bunch
+    from cdep_run.training.checkpoint import Checkpoints
     from cdep_run.training.loop import Trainer
 
 log = logging.getLogger(__name__)
@@ -189,26 +200,16 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         log.info("%s holds a finished run: nothing to do", folder)
         return result
 
-    import torch  # not before: it takes seconds, and all of the above is quick
-
+    # Not before: torch takes seconds, and all of the above is quick.
     from cdep_run.datasets.counterfactual import with_counterfactual
     from cdep_run.deploy.card import NAME as CARD
     from cdep_run.deploy.card import model_card
     from cdep_run.results.load import save_model
-    from cdep_run.training.balance import class_weights
     from cdep_run.training.checkpoint import Checkpoints
-    from cdep_run.training.loop import Trainer, reseed
-    from cdep_run.training.schedule import build_average, build_scheduler
+    from cdep_run.training.loop import reseed
 
     checkpoints = Checkpoints(folder / "checkpoints")
-    state = checkpoints.load()
-    if state is not None:
-        if not config["resume"]:
-            raise ConfigError(
-                f"{folder} holds an unfinished run; add resume=true, or choose another "
-                "hydra.run.dir"
-            )
-        refuse_changes(state["config"], config)
+    state = unfinished(checkpoints, config, folder)
     device = prepare(config["device"], config["threads"])
     bunch = build(config["dataset"]).to(device)
     bunch = with_counterfactual(bunch, config["training"]["counterfactual_val"])
@@ -218,56 +219,19 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_data(config, bunch, penalty)
     write_atomic(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     reseed(config["seed"])
-    model = build_model(config, bunch).to(device)
-    if config["training"]["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
+    channels_last = config["training"]["channels_last"]
+    model = place(build_model(config, bunch), device, channels_last)
     check_model(config, bunch, model)
     bunch = with_cached_features(config, bunch, model, penalty)
     if state is None:
         warn_if_noise(config, bunch, model, penalty)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    bf16 = config["precision"] == "bf16"
-    training = Training(**config["training"])
-    optimizer = build_optimizer(config["optimizer"], weights)
-    steps = math.ceil(len(bunch.splits["train"]) / training.batch_size)
-    if training.compile is not None:
-        model.compile(backend=training.compile)
-    identity = {
-        "config": config,
-        "fingerprint": bunch.fingerprint,
-        "threads": torch.get_num_threads(),
-    }
     loggers = [
         build(node, folder=folder, config=config) for node in config["loggers"].values() if node
     ]
     with StopRequest() as stop, EpochLog(loggers) as epochs:
-        trainer = Trainer(
-            model=model,
-            optimizer=optimizer,
-            penalty=penalty,
-            strength=config["penalty"]["strength"],
-            every=config["penalty"].get("every", 1),
-            bunch=bunch,
-            training=training,
-            seed=config["seed"],
-            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-            save=lambda new: checkpoints.save(new | identity),
-            report=epochs.write,
-            stop=lambda: stop.received,
-            class_weights=class_weights(training.class_weights, bunch),
-            scheduler=build_scheduler(config["scheduler"], optimizer, steps, training),
-            average=build_average(model, training),
-        )
+        trainer = make_trainer(config, model, penalty, bunch, checkpoints, epochs, stop)
         if state is not None:
-            trainer.load_state(state)
-            log.info("going on at epoch %d, step %d", *trainer.position())
-            if state.get("threads", torch.get_num_threads()) != torch.get_num_threads():
-                log.warning(
-                    "begun with threads=%d, going on with %d: the last bits of the result may "
-                    "differ from an undisturbed run's",
-                    state["threads"],
-                    torch.get_num_threads(),
-                )
+            go_on(trainer, state)
         log.info("training on %s, %d examples", device, len(bunch.splits["train"]))
         trainer.fit()
     result = summary(config, bunch, trainer.progress) | environment(device)
@@ -276,6 +240,88 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     result["model"] = save_model(folder, model, bunch)
     write_atomic(folder / CARD, model_card(result).encode())
     return write_result(folder, result)
+
+
+def unfinished(
+    checkpoints: Checkpoints, config: dict[str, Any], folder: Path
+) -> dict[str, Any] | None:
+    """Return the last state of an interrupted run in `folder`, or None where there is none.
+
+    Raises:
+        ConfigError: there is one, but `resume` is not set or other settings are.
+    """
+    state = checkpoints.load()
+    if state is None:
+        return None
+    if not config["resume"]:
+        raise ConfigError(
+            f"{folder} holds an unfinished run; add resume=true, or choose another hydra.run.dir"
+        )
+    refuse_changes(state["config"], config)
+    return state
+
+
+def make_trainer(
+    config: dict[str, Any],
+    model: nn.Module,
+    penalty: Any,
+    bunch: Bunch,
+    checkpoints: Checkpoints,
+    epochs: EpochLog,
+    stop: StopRequest,
+) -> Trainer:
+    """Return the loop around model, penalty and data, with what the settings say of training."""
+    import torch
+
+    from cdep_run.training.balance import class_weights
+    from cdep_run.training.loop import Trainer
+    from cdep_run.training.schedule import build_average, build_scheduler
+
+    training = Training(**config["training"])
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = build_optimizer(config["optimizer"], weights)
+    steps = math.ceil(len(bunch.splits["train"]) / training.batch_size)
+    if training.compile is not None:
+        model.compile(backend=training.compile)
+    kind, bf16 = bunch.splits["train"].labels.device.type, config["precision"] == "bf16"
+    identity = {
+        "config": config,
+        "fingerprint": bunch.fingerprint,
+        "threads": torch.get_num_threads(),
+    }
+    return Trainer(
+        model=model,
+        optimizer=optimizer,
+        penalty=penalty,
+        strength=config["penalty"]["strength"],
+        every=config["penalty"].get("every", 1),
+        bunch=bunch,
+        training=training,
+        seed=config["seed"],
+        autocast=lambda: torch.autocast(kind, torch.bfloat16, enabled=bf16),
+        save=lambda new: checkpoints.save(new | identity),
+        report=epochs.write,
+        stop=lambda: stop.received,
+        class_weights=class_weights(training.class_weights, bunch),
+        scheduler=build_scheduler(config["scheduler"], optimizer, steps, training),
+        average=build_average(model, training),
+    )
+
+
+def go_on(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put the trainer where `state` was taken; warn where the last bits may differ."""
+    import torch
+
+    trainer.load_state(state)
+    log.info("going on at epoch %d, step %d", *trainer.position())
+    before, now = state.get("threads"), torch.get_num_threads()
+    if before not in (None, now):
+        log.warning(
+            "begun with threads=%d, going on with %d: the last bits of the result may differ from "
+            "an undisturbed run's",
+            before,
+            now,
+        )
 
 
 def add_detection(result: dict[str, Any], trainer: Trainer, folder: Path) -> None:

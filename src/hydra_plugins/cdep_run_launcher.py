@@ -75,9 +75,7 @@ class Processes(Launcher):
             self.note(folder, config)
         return JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
 
-    def start(
-        self, overrides: Sequence[str], folder: Path, place: int
-    ) -> subprocess.Popen[bytes]:
+    def start(self, overrides: Sequence[str], folder: Path, place: int) -> subprocess.Popen[bytes]:
         """Start a job; what it prints goes to a file in `.jobs` in the sweep's folder."""
         from cdep_run.config.commands import literal
 

@@ -93,7 +93,7 @@ def as_html(sentences: Sequence[Sentence], title: str) -> str:
     ends = f"<b>{-end:.2f} negative</b><b>0</b><b>{end:+.2f} positive</b>"
     page = [
         '<!doctype html>\n<html lang="en"><meta charset="utf-8">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'\">",
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>",

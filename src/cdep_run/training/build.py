@@ -90,6 +90,14 @@ def build_model(config: dict[str, Any], bunch: Bunch) -> nn.Module:
     return build(config["model"], input_shape=shape, num_classes=classes, **name, **text)
 
 
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Return the model on `device`, with convolution weights in the layout that is asked for."""
+    import torch
+
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
 def facts_of_text(node: dict[str, Any], bunch: Bunch) -> dict[str, Any]:
     """What a model for text asks for by the names of its arguments, where the settings do not say.
 
