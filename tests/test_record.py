@@ -18,8 +18,8 @@ from running import run
 def test_a_run_writes_its_settings_epochs_events_checkpoints_and_result(tmp_path: Path) -> None:
     result = run(tmp_path, "loggers=[csv,tensorboard]", "seed=3")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.yaml", "metrics.csv", "tensorboard", "checkpoints", "model.safetensors",
-        "result.json",
+        "config.yaml", "metrics.csv", "model_card.md", "tensorboard", "checkpoints",
+        "model.safetensors", "result.json",
     }  # fmt: skip
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config == result["config"] and config["penalty"]["strength"] == 0.1

@@ -119,7 +119,7 @@ def test_the_page_holds_the_scores_of_both_models_and_nothing_from_outside(runs,
                           phrases=["not no", "yes"])  # fmt: skip
     text = page.read_text()
     assert "none λ = 0 says" in text and f"none λ = 0, {runs[1]} says" in text
-    assert "http" not in text and "src=" not in text
+    assert "http:" not in text and "https:" not in text and "src=" not in text
     assert "own sentence" in text and "is positive" in text and "as a whole" in text
     for folder in runs:
         model, _ = load(folder)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import cdep_run
 from cdep_run.config.compare import refuse_changes
 from cdep_run.config.composition import COMPOSITION_ERRORS, explain
+from cdep_run.config.help import asks_for_help, help_page
 from cdep_run.config.overrides import with_first_choices
 from cdep_run.config.schemas import Training, check, config_dir, register_schemas
 from cdep_run.console import prepare_streams, working_folder_gone
@@ -106,6 +107,9 @@ def verb(words: list[str]) -> list[str]:
         print(f"cdep-run {cdep_run.__version__}")
         sys.exit(0)
     if not words or words[0] not in VERBS:
+        if asks_for_help(words):
+            print(help_page(words))
+            sys.exit(0)
         return words
     module, _, name = VERBS[words[0]].partition(":")
     answer = getattr(importlib.import_module(module), name)(words[1:])

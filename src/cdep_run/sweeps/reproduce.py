@@ -22,7 +22,9 @@ from cdep_run.errors import CdepError, ConfigError
 from cdep_run.sweeps.manifest import DONE, MANIFEST, Entry, Manifest, progress
 from cdep_run.tables.spec import names
 
-SWEEPS = ("table1", "table2", "table3", "table4", "figure_s5", "runtime")
+SWEEPS = (
+    "table1", "table2", "table2_chroma", "table3", "table4", "figure_s5", "lazy", "runtime",
+)  # fmt: skip
 ALONE = ("runtime",)  # measures time: one job at a time; comes last, as what is read last counts
 QUICK_TABLES = ("table2", "table3", "table4")
 PUBLISHED = Path("outputs/published")

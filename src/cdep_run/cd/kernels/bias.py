@@ -42,11 +42,11 @@ class BiasShare(torch.autograd.Function):
         scale: Tensor | None = None,
         bounded: bool = False,
     ) -> Tensor:
-        ctx.save_for_backward(relevant, before, bias, scale)
-        ctx.bounded = bounded
         result = torch.empty_like(relevant)
+        floors = floor_of(bias.to(relevant.dtype), scale, bounded)
+        ctx.save_for_backward(relevant, before, bias, scale, floors)
+        ctx.bounded = bounded
         bias = bias.to(relevant.dtype)
-        floors = floor_of(bias, scale, bounded)
         for rel, total, b, floor, s, out in blocks(relevant, before, bias, floors, scale, result):
             size = rel.abs()
             both = torch.sub(total, rel).abs_().add_(size)
@@ -56,25 +56,24 @@ class BiasShare(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        relevant, before, bias, scale = ctx.saved_tensors
+        relevant, before, bias, scale, floors = ctx.saved_tensors
         grad_relevant, grad_before = torch.empty_like(relevant), torch.empty_like(before)
         grad_bias = torch.zeros_like(bias)
         grad_scale = None if scale is None else torch.zeros_like(scale)
         results = grad_relevant, grad_before, grad_bias, grad_scale
-        floors = floor_of(bias.to(relevant.dtype), scale, ctx.bounded)
         for rel, total, b, floor, s, g, grad_rel, grad_total, grad_b, grad_s in blocks(
             relevant, before, bias, floors, scale, grad.contiguous(), *results
         ):
             irrelevant, share = total - rel, rel.abs()
             both = irrelevant.abs().add_(share)
-            above = torch.ge(both, floor).to(share.dtype) if ctx.bounded else None
+            below = torch.lt(both, floor) if ctx.bounded else None
             torch.maximum(both, floor, out=both)
+            by_scale = rel  # dβ' / ds
+            if below is not None and s is not None:  # there the part receives sign(b)·|sβ| / 2
+                by_scale = torch.addcmul(rel, share * below, (b * s).sign_(), value=1 / LEAST)
             share.div_(both)
-            if above is not None:
-                if s is not None:  # below the floor the part receives sign(b)·|sβ| / 2
-                    received = (1 - above).mul_(rel.abs()).mul_(b.sign() * s.sign() / LEAST)
-                    grad_s += received.mul_(g).sum_to_size(s.shape)
-                share.mul_(above)  # there neither |γ| nor b matter
+            if below is not None:  # there neither |γ| nor b matter
+                share.mul_(below.logical_not_())
             # d share / d|β| = (1 − share) / both, d share / d|γ| = −share / both; b / both is at
             # most 1 / ε², so that nothing overflows.
             weight = torch.mul(g, b, out=grad_rel).div_(both)
@@ -83,7 +82,7 @@ class BiasShare(torch.autograd.Function):
             torch.mul(sign.mul_(share), weight.neg(), out=grad_total)
             grad_b += share.mul_(g).sum_to_size(b.shape)
             if s is not None:
-                grad_s += (g * rel).sum_to_size(s.shape)
+                grad_s += (g * by_scale).sum_to_size(s.shape)
             torch.addcmul(g if s is None else g * s, d_size, weight, out=grad_rel)
         return *results, None
 
