@@ -77,6 +77,9 @@ def test_what_a_user_can_mend_is_one_line_and_a_non_zero_exit(
         (["penalty=cdpe"], "penalty=cdpe: there is no such choice; did you mean penalty=cdep?"),
         (["penalty.strength=abc"], "value 'abc' of type 'str' could not be converted to Float"),
         (["penalty.form=xx"], "penalty.form=xx: invalid value 'xx', expected one of [pair, "),
+        (["evidnce", "x"], "there is no command evidnce; did you mean evidence? There are check, "),
+        (["check", "dataset=imges"], "dataset=imges: there is no such choice; did you mean"),
+        (["fix", "dataset=imges"], "dataset=imges: there is no such choice; did you mean"),
         (["penalty.strength"], "cannot read 'penalty.strength'; write name=value"),
         (["seed=1,2"], "seed=1,2 names several values: add -m to run them all"),
         (["dataset.penalties.cdep.strength=x"], "Value 'x' of type 'str' could not be converted"),
@@ -85,8 +88,9 @@ def test_what_a_user_can_mend_is_one_line_and_a_non_zero_exit(
 def test_a_mistake_on_the_command_line_is_one_line_before_anything_is_written(
     tmp_path: Path, words: list[str], message: str
 ) -> None:
-    place = "hydra.sweep.dir=out" if "-m" in words else "hydra.run.dir=out"
-    done = inside(*words, place, cwd=tmp_path)
+    verb = not words[0].startswith("-") and "=" not in words[0] and "." not in words[0]
+    place = ["hydra.sweep.dir=out"] if "-m" in words else [] if verb else ["hydra.run.dir=out"]
+    done = inside(*words, *place, cwd=tmp_path)
     assert done.returncode == 1 and message in done.stderr, done.stderr
     assert done.stderr.strip().count("\n") <= 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("result.json"))

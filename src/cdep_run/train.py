@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -110,6 +112,13 @@ def verb(words: list[str]) -> list[str]:
         if asks_for_help(words):
             print(help_page(words))
             sys.exit(0)
+        if words and re.fullmatch("[a-z]+", words[0]):
+            near = difflib.get_close_matches(words[0], VERBS, 1)
+            meant = f"; did you mean {near[0]}?" if near else "."
+            raise ConfigError(
+                f"there is no command {words[0]}{meant} There are {', '.join(VERBS)}; settings are "
+                "written as name=value"
+            )
         return words
     module, _, name = VERBS[words[0]].partition(":")
     answer = getattr(importlib.import_module(module), name)(words[1:])

@@ -52,9 +52,8 @@ def settings(overrides: list[str], folder: Path | None = None) -> dict[str, Any]
         ConfigError: they do not.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
+    from cdep_run.config.composition import COMPOSITION_ERRORS, explain
     from cdep_run.training.build import plain
 
     register_schemas()
@@ -62,9 +61,8 @@ def settings(overrides: list[str], folder: Path | None = None) -> dict[str, Any]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return plain(compose("train", [*overrides, *search]))["dataset"]
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{error} {cause if cause is not error else ''}".strip()) from error
+    except COMPOSITION_ERRORS as error:
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def check(node: dict[str, Any]) -> CheckReport:

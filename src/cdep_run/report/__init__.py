@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, default=6, help="images of each data set")
     add_plugins_option(parser)
     arguments = parser.parse_args(words)
+    logging.getLogger("cdep_run").addHandler(logging.NullHandler())  # problems are printed below
     report = collect(arguments.folders)
     report.command = shlex.join(["cdep-report", *sys.argv[1:]])
     for problem in report.problems:
