@@ -17,7 +17,7 @@ from cdep_run.results.runs import load_runs
 from cdep_run.tables import main, tables
 from cdep_run.tables.build import Table, build
 from cdep_run.tables.formats import latex, markdown, page
-from cdep_run.tables.spec import Column, Row, Spec, names, read
+from cdep_run.tables.spec import Column, Row, Spec, check_settings, names, read
 from cdep_run.tables.values import interval, p_equal, value
 from cdep_run.training.build import plain
 from made_records import make_record
@@ -263,6 +263,8 @@ def test_every_table_of_ours_is_read_and_every_row_of_it_can_be_run(name, tmp_pa
 
     found = read(name)
     for row in found.rows:
+        check_settings(row, Path(name))
+    for row in found.rows:
         said = [f"{key}={literal(value)}" for key, value in row.where.items()]
         assert not said or defaults(*said) is not None, said
     assert build(found, load_runs(tmp_path)) is not None
@@ -350,7 +352,7 @@ def test_two_thousand_runs_become_tables_in_five_seconds(tmp_path, monkeypatch, 
     started = time.process_time()
     command(monkeypatch, tmp_path, "--out", tmp_path / "t")
     seconds = time.process_time() - started
-    assert "| CDEP, form39, symmetric |" in capsys.readouterr().out and seconds < 5
+    assert "| CDEP, form39, symmetric |" in capsys.readouterr().out and seconds < 5, seconds
 
 
 def test_the_first_lines_compare_the_penalties_and_no_empty_paper_table_follows(
